@@ -1,0 +1,78 @@
+"""Recipes: every number that a run depends on, one row per data set and profile."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run of the whole course: network, teacher, stage one, stage two, evaluation."""
+
+    dataset: str
+    profile: str
+    channels: tuple[int, ...]  # of the U-Net, one per resolution
+    layers: int  # residual blocks per resolution
+    batch: int
+    classifier: int  # updates of the feature net that the metrics use
+    teacher: int  # updates
+    stage_one: int  # updates
+    halving: int  # updates per halving of stage two
+    start: int  # steps of the first student; its teacher takes twice as many
+    samples: int  # per number in the tables
+    images: int | None = None  # training images read; None: all
+    rate: float = 2e-3  # peak learning rate of the teacher, annealed linearly to 0
+    rate_one: float = 1e-3  # of stage one
+    rate_two: float = 5e-4  # of each halving
+    ema: float = 0.995  # running average of the teacher's and the stage-one student's weights
+    drop: float = 0.1  # condition dropout of the teacher
+    w_max: float = 4.0  # students learn w in [0, w_max]
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}-{self.profile}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + ", ".join(
+            f"{key} {value}"
+            for key, value in asdict(self).items()
+            if key not in ("dataset", "profile")
+        )
+
+
+# fmt: off
+RECIPES = (
+    #      data set   profile   channels              layers batch clf.  teacher stage_one halving start samples images
+    Recipe("digits",  "smoke",  (16, 32),             1,     64,   60,   60,     30,       15,     8,    100,    None),
+    Recipe("digits",  "laptop", (32, 64),             1,     128,  400,  1200,   600,      250,    16,   1000,   None),
+    Recipe("digits",  "colab",  (64, 128),            2,     256,  2000, 20000,  8000,     4000,   64,   5000,   None),
+    Recipe("digits",  "paper",  (64, 128),            2,     256,  2000, 100000, 50000,    50000,  512,  10000,  None),
+    Recipe("cifar10", "smoke",  (16, 32),             1,     32,   10,   10,     6,        3,      4,    40,     500),
+    Recipe("cifar10", "laptop", (32, 64, 64),         1,     64,   1000, 3000,   1000,     400,    16,   1000,   None),
+    Recipe("cifar10", "colab",  (128, 256, 256),      2,     128,  4000, 30000,  8000,     3000,   64,   10000,  None),
+    Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  None),
+)
+# fmt: on
+
+PROFILES = tuple(dict.fromkeys(recipe.profile for recipe in RECIPES))
+
+
+def get_recipe(dataset: str, profile: str, **changes) -> Recipe:
+    """The row of the table for a data set and a profile, with single values changed by name."""
+    one_of("recipe for data set", dataset, dict.fromkeys(recipe.dataset for recipe in RECIPES))
+    one_of("profile", profile, PROFILES)
+    for key in changes:
+        one_of("recipe entry", key, [field.name for field in fields(Recipe)])
+    row = next(r for r in RECIPES if (r.dataset, r.profile) == (dataset, profile))
+    return replace(row, **changes)
+
+
+def one_of(kind: str, name: str, names: Iterable[str]) -> str:
+    """`name` itself if it is one of `names`, else one sentence with the near ones."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ValueError(f"There is no {kind} {name!r}: {hint}The {kind}s are {', '.join(names)}.")

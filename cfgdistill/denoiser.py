@@ -1,0 +1,117 @@
+"""The one call every model answers: `denoiser(z, t, cond, w) -> Prediction(x, eps, v)`."""
+
+from torch import Tensor, nn
+
+from cfgdistill.parameterization import PREDICTION_TYPES, Prediction, convert
+from cfgdistill.schedules import Example, Schedule, per_example
+
+
+class Denoiser(nn.Module):
+    """A network, the schedule it lives on, and what its output means.
+
+    net:              net(z, t, cond, w) -> Tensor of the shape of z
+    prediction_type:  "v", "eps" or "x"
+    steps:            the sampler steps it was distilled for; None: any number (continuous time)
+    w_range:          the guidance weights it was trained for; None: no limits are known
+    num_classes:      labels run from 0 to num_classes - 1, and num_classes itself is the null
+                      label; None: the condition is not a label
+
+    `nfe` counts network evaluations per example since it was last set to 0.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        prediction_type: str = "v",
+        *,
+        steps: int | None = None,
+        w_range: tuple[float, float] | None = None,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type must be one of {PREDICTION_TYPES}, not {prediction_type!r}."
+            )
+        self.net, self.schedule, self.prediction_type = net, schedule, prediction_type
+        self.steps, self.w_range, self.num_classes = steps, w_range, num_classes
+        self.nfe = 0
+
+    def forward(
+        self,
+        z: Example,
+        t: float | Tensor,
+        cond: Tensor | None = None,
+        w: float | Tensor | None = None,
+    ) -> Prediction:
+        """z [b, *d], t [b] in [0, 1], cond [b, ...], w [b] -> Prediction, each part [b, *d]."""
+        t = per_example(t, z)
+        w = None if w is None else per_example(w, z)
+        if cond is not None and len(cond) != len(z):
+            raise ValueError(f"{len(cond)} conditions for {len(z)} examples: pass one for each.")
+        self.nfe += 1
+        output = self.net(z, t, cond, w)
+        if output.shape != z.shape:
+            raise ValueError(
+                f"The network turned {list(z.shape)} into {list(output.shape)}: "
+                "a denoiser's output must have the shape of its input."
+            )
+        return convert(output, z, *self.schedule.alpha_sigma(t), self.prediction_type)
+
+    def describe(self) -> dict:
+        """What is needed, beside the weights, to build this denoiser again (JSON)."""
+        return {
+            "net": self.net.config,
+            "schedule": type(self.schedule).__name__,
+            "prediction_type": self.prediction_type,
+            "steps": self.steps,
+            "w_range": self.w_range,
+            "num_classes": self.num_classes,
+        }
+
+    def check(self, steps: int, cond: Tensor | None, w: float | Tensor | None) -> None:
+        """One sentence about a request this model was not trained for, before any work is done."""
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}.")
+        if self.steps is not None and steps != self.steps:
+            raise ValueError(
+                f"This student was distilled for {self.steps} steps, not {steps}: "
+                f"sample with steps={self.steps}, or load the student of {steps} steps."
+            )
+        check_labels(cond, self.num_classes)
+        if self.w_range is not None:
+            if w is None:
+                raise ValueError(
+                    "This network takes a guidance weight: pass w in [{:g}, {:g}].".format(
+                        *self.w_range
+                    )
+                )
+            check_w(w, *self.w_range)
+
+
+def check_w(w: float | Tensor, low: float, high: float) -> None:
+    """Guidance weights must lie in [low, high]."""
+    smallest, largest = (w, w) if not isinstance(w, Tensor) else (w.min().item(), w.max().item())
+    if smallest < low or largest > high:
+        worst = smallest if smallest < low else largest
+        raise ValueError(
+            f"w = {worst:g} is outside [{low:g}, {high:g}]: choose a guidance weight in that range "
+            "(w = 0 is no guidance; diffusers' guidance_scale is 1 + w)."
+        )
+
+
+def check_labels(cond: Tensor | None, num_classes: int | None) -> None:
+    """Class labels must lie in 0 .. num_classes, the last one being the null label."""
+    if num_classes is None:
+        return
+    if cond is None:
+        raise ValueError(
+            f"This network needs class labels: pass cond with values in 0 .. {num_classes - 1} "
+            f"({num_classes} is the null label)."
+        )
+    if cond.is_floating_point() or cond.min() < 0 or cond.max() > num_classes:
+        raise ValueError(
+            f"Labels must be whole numbers in 0 .. {num_classes - 1} ({num_classes} is the null "
+            f"label), not {cond.min().item()} .. {cond.max().item()}."
+        )

@@ -1,0 +1,116 @@
+"""The targets and losses of both stages. Nothing here trains: see `training`.
+
+Losses are per example, [b]: the mean over an example's dimensions of omega * ||x - x_target||^2.
+They are computed as v errors: since x = alpha z - sigma v, the x error is sigma^2 times the v
+error, so a weighting omega(logsnr) of the paper becomes omega sigma^2 on v. In that form every
+weighting below is bounded, also at t = 0 and t = 1 where omega itself is 0 or infinite.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cfgdistill.parameterization import Prediction
+from cfgdistill.sampling import ddim_step, implied_v
+from cfgdistill.schedules import Example, PerExample, expand, per_example
+
+Weighting = Callable[[PerExample], PerExample]
+
+
+def snr(logsnr: PerExample) -> PerExample:
+    """omega = SNR, the eps error: on v this is alpha^2."""
+    return logsnr.sigmoid()
+
+
+def truncated_snr(logsnr: PerExample) -> PerExample:
+    """omega = max(SNR, 1), the larger of the x and the eps error: on v, max(alpha^2, sigma^2)."""
+    return torch.maximum(logsnr.sigmoid(), (-logsnr).sigmoid())
+
+
+def snr_plus_one(logsnr: PerExample) -> PerExample:
+    """omega = SNR + 1, the v error itself."""
+    return torch.ones_like(logsnr)
+
+
+def weighted_error(
+    pred: Prediction, v: Example, logsnr: PerExample, weighting: Weighting
+) -> PerExample:
+    """omega(logsnr) ||x - x_target||^2, averaged over an example's dimensions, [b]."""
+    return weighting(logsnr) * (pred.v - v).square().flatten(1).mean(1)
+
+
+def diffusion_loss(
+    denoiser,
+    x: Example,
+    cond: Tensor | None,
+    t: PerExample,
+    *,
+    eps: Example | None = None,
+    weighting: Weighting = snr_plus_one,
+) -> PerExample:
+    """How far the denoiser is from the v that made z_t: the teacher's training loss, [b]."""
+    eps = torch.randn_like(x) if eps is None else eps
+    alpha, sigma = denoiser.schedule.alpha_sigma(t)
+    pred = denoiser(denoiser.schedule.add_noise(x, eps, t), t, cond)
+    v = expand(alpha, x) * eps - expand(sigma, x) * x
+    return weighted_error(pred, v, denoiser.schedule.logsnr(t), weighting)
+
+
+def guidance_matching_loss(
+    student,
+    teacher,
+    x: Example,
+    cond: Tensor | None,
+    w: float | Tensor,
+    t: float | Tensor,
+    *,
+    eps: Example | None = None,
+    weighting: Weighting = snr_plus_one,
+) -> PerExample:
+    """Stage one of Meng et al. 2023: one network matches the guided pair at w, [b]."""
+    t = per_example(t, x)
+    z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
+    with torch.no_grad():
+        target = teacher(z, t, cond, w)
+    return weighted_error(student(z, t, cond, w), target.v, teacher.schedule.logsnr(t), weighting)
+
+
+@torch.no_grad()
+def progressive_target(
+    teacher,
+    z: Example,
+    t: float | Tensor,
+    s: float | Tensor,
+    cond: Tensor | None = None,
+    w: float | Tensor | None = None,
+) -> Example:
+    """The v whose one step t -> s equals two teacher steps t -> (t + s)/2 -> s, [b, *d].
+
+    Salimans & Ho 2022, algorithm 2, with the guidance weight held fixed on the way (Meng et
+    al. 2023, stage two). t may lie below s: then it is the target of an encoder.
+    """
+    t, s = per_example(t, z), per_example(s, z)
+    mid = (t + s) / 2
+    z_mid = ddim_step(teacher(z, t, cond, w), mid, teacher.schedule)
+    z_s = ddim_step(teacher(z_mid, mid, cond, w), s, teacher.schedule)
+    return implied_v(z, z_s, t, s, teacher.schedule)
+
+
+def progressive_loss(
+    student,
+    teacher,
+    x: Example,
+    cond: Tensor | None,
+    w: float | Tensor | None,
+    t: float | Tensor,
+    s: float | Tensor,
+    *,
+    eps: Example | None = None,
+    weighting: Weighting = snr_plus_one,
+) -> PerExample:
+    """Stage two of Meng et al. 2023: one student step does two teacher steps, [b]."""
+    t = per_example(t, x)
+    z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
+    target = progressive_target(teacher, z, t, s, cond, w)
+    return weighted_error(student(z, t, cond, w), target, teacher.schedule.logsnr(t), weighting)

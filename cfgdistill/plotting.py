@@ -1,0 +1,99 @@
+"""Figures: one style, colours that colour-blind readers can tell apart, and alt text for all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+# Okabe & Ito's palette, in an order that also differs in lightness.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "figure.constrained_layout.use": True,
+}
+
+
+def figure(rows: int = 1, columns: int = 1, *, width: float = 7.0, height: float = 3.5, **more):
+    """plt.subplots in the project's style: figure, axes. Sizes in inches."""
+    with plt.rc_context(STYLE):
+        return plt.subplots(rows, columns, figsize=(width, height), **more)
+
+
+def show(fig: Figure, alt: str, path: str | Path | None = None) -> None:
+    """Display a figure as a png with alt text for those who cannot see it; also save it to path."""
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("A figure needs alt text: one or two sentences that say what it shows.")
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with plt.rc_context(STYLE):
+            fig.savefig(path, metadata={"Description": alt})
+    plt.close(fig)  # otherwise the notebook's backend shows it a second time, without alt text
+    display(fig, metadata={"image/png": {"alt": alt}})
+
+
+def mosaic(x: Tensor, columns: int) -> Tensor:
+    """Images [n, c, h, w] in [-1, 1] as one picture [H, W, c] in [0, 1], row by row, on white."""
+    n, c, h, w = x.shape
+    rows = -(-n // columns)
+    picture = x.new_ones(c, rows * (h + 1) - 1, columns * (w + 1) - 1)
+    for i, image in enumerate(x):
+        top, left = i // columns * (h + 1), i % columns * (w + 1)
+        picture[:, top : top + h, left : left + w] = (image.clamp(-1, 1) + 1) / 2
+    return picture.permute(1, 2, 0).cpu()
+
+
+def draw_images(axis, x: Tensor, columns: int, title: str = "") -> None:
+    """Draw a mosaic of images [n, c, h, w] in [-1, 1] on an axis."""
+    picture = mosaic(x, columns)
+    grey = picture.shape[-1] == 1
+    axis.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, vmin=0, vmax=1)
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=9, loc="left")
+
+
+def sample_grid(pictures: dict[str, dict[str, Tensor]], columns: int) -> Figure:
+    """{column title: {row title: images}} as one figure: rows are models, columns are w."""
+    titles = list(next(iter(pictures.values())))
+    sample = next(iter(next(iter(pictures.values())).values()))
+    lines = -(-len(sample) // columns)
+    fig, axes = figure(
+        len(titles),
+        len(pictures),
+        width=3.0 * len(pictures) + 1,
+        height=(3.0 / columns * lines + 0.28) * len(titles),
+        squeeze=False,
+    )
+    for k, (head, column) in enumerate(pictures.items()):
+        for i, title in enumerate(titles):
+            draw_images(axes[i][k], column[title], columns, f"{title}   {head}")
+    return fig
+
+
+def quality_against_nfe(rows: Sequence[dict], value: str = "frechet_distance") -> Figure:
+    """One panel per w: quality against network evaluations, a line per model, both axes log."""
+    weights = sorted({row["w"] for row in rows})
+    fig, axes = figure(1, len(weights), width=3.4 * len(weights), height=3.4, squeeze=False)
+    models = {
+        "teacher": ("o", "guided teacher"),
+        "stage_one": ("s", "stage one"),
+        "student": ("^", "students"),
+    }
+    for axis, w in zip(axes[0], weights, strict=True):
+        for color, (model, (marker, label)) in zip(COLORS, models.items(), strict=False):
+            own = sorted((r["nfe"], r[value]) for r in rows if r["w"] == w and r["model"] == model)
+            axis.plot(*zip(*own, strict=True), marker=marker, color=color, label=label)
+        axis.set(xscale="log", yscale="log", title=f"w = {w:g}", xlabel="network evaluations (NFE)")
+        axis.set_xticks([1, 4, 16, 64, 256], [1, 4, 16, 64, 256])
+    axes[0][0].set_ylabel(value.replace("_", " "))
+    axes[0][0].legend(frameon=False)
+    return fig

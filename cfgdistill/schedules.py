@@ -1,0 +1,95 @@
+"""Noise schedules: how much signal and how much noise is in z_t.
+
+Time t runs from 0 (data) to 1 (pure noise), and every schedule here preserves variance:
+z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+PerExample = Float[Tensor, " b"]
+Example = Float[Tensor, " b *d"]
+
+LOGSNR_LIMIT = 20.0  # as in the official progressive-distillation code; log(alpha_1) is -inf
+
+
+def expand(a: PerExample, like: Example) -> Tensor:
+    """[b] -> [b, 1, ..., 1], so that one number per example multiplies a whole example."""
+    return a.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def per_example(value: float | Tensor, like: Example) -> PerExample:
+    """One number for all examples, or one for each, as a [b] tensor beside `like`."""
+    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if value.ndim > 1 or value.ndim == 1 and len(value) != len(like):
+        raise ValueError(
+            f"{list(value.shape)} does not fit a batch of {len(like)} examples: "
+            f"pass one number, or a tensor of shape [{len(like)}]."
+        )
+    return value.expand(len(like))
+
+
+class Schedule(ABC):
+    """alpha_t and sigma_t, and what follows from them."""
+
+    @abstractmethod
+    def alpha_sigma(self, t: PerExample) -> tuple[PerExample, PerExample]:
+        """Signal and noise level at time t in [0, 1]: [b] -> [b], [b]."""
+
+    def angle(self, t: PerExample) -> PerExample:
+        """phi_t = atan2(sigma_t, alpha_t), from 0 (data) to pi/2 (noise), in radians."""
+        alpha, sigma = self.alpha_sigma(t)
+        return torch.atan2(sigma, alpha)
+
+    def logsnr(self, t: PerExample) -> PerExample:
+        """log(alpha_t^2 / sigma_t^2), clipped to [-20, 20]."""
+        alpha, sigma = self.alpha_sigma(t)
+        return 2 * (alpha.log() - sigma.log()).clamp(-LOGSNR_LIMIT / 2, LOGSNR_LIMIT / 2)
+
+    def snr(self, t: PerExample) -> PerExample:
+        """alpha_t^2 / sigma_t^2, within the same bounds as `logsnr`."""
+        return self.logsnr(t).exp()
+
+    def add_noise(self, x: Example, eps: Example, t: PerExample) -> Example:
+        """z_t = alpha_t x + sigma_t eps."""
+        alpha, sigma = self.alpha_sigma(t)
+        return expand(alpha, x) * x + expand(sigma, x) * eps
+
+
+class CosineSchedule(Schedule):
+    """alpha_t = cos(pi t / 2), sigma_t = sin(pi t / 2): the angle is linear in time."""
+
+    def alpha_sigma(self, t: PerExample) -> tuple[PerExample, PerExample]:
+        # cos(pi/2) is -4.4e-8 in float32. Written as a sine, alpha_1 is exactly 0.
+        return torch.sin(math.pi / 2 * (1 - t)), torch.sin(math.pi / 2 * t)
+
+    def angle(self, t: PerExample) -> PerExample:
+        return math.pi / 2 * t
+
+
+class DiscreteSchedule(Schedule):
+    """The table of a discrete-time model such as Stable Diffusion, read as a continuous schedule.
+
+    Entry k of `alphas_cumprod` (T entries) is alpha_t^2 at t = (k + 1) / T; t = 0 is clean data.
+    Between entries the angle is interpolated.
+    """
+
+    def __init__(self, alphas_cumprod: Float[Tensor, " T"]):
+        if alphas_cumprod.min() < 0 or alphas_cumprod.max() > 1:
+            raise ValueError("alphas_cumprod must lie in [0, 1]: pass the products, not the betas.")
+        table = alphas_cumprod.double()
+        self.angles = torch.cat([table.new_zeros(1), torch.acos(table.sqrt())])
+
+    def angle(self, t: PerExample) -> PerExample:
+        angles = self.angles.to(t)
+        position = t * (len(angles) - 1)
+        low = position.floor().long().clamp(0, len(angles) - 2)
+        return torch.lerp(angles[low], angles[low + 1], position - low)
+
+    def alpha_sigma(self, t: PerExample) -> tuple[PerExample, PerExample]:
+        phi = self.angle(t)
+        return torch.sin(math.pi / 2 - phi), torch.sin(phi)

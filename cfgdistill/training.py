@@ -1,0 +1,385 @@
+"""Training as a generator: `for update in train(...)`. One loop serves every stage and every model.
+
+The random numbers of update k depend on the seed and on k alone, never on what ran before. So a run
+that was killed and resumed ends with the same bits as one that was not, and several processes
+together draw what one would have drawn.
+"""
+
+import copy
+import hashlib
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cfgdistill.checkpoints import (
+    load_weights,
+    read_tensors,
+    refuse_other,
+    save_weights,
+    write_tensors,
+)
+from cfgdistill.denoiser import Denoiser
+from cfgdistill.distillation import (
+    Weighting,
+    diffusion_loss,
+    guidance_matching_loss,
+    progressive_loss,
+    snr_plus_one,
+)
+from cfgdistill.guidance import drop_condition, sample_w
+
+Loss = Callable[[nn.Module, Tensor, Tensor, "Draw"], Tensor]  # model, x, cond, draw -> [b]
+
+
+class Update(NamedTuple):
+    """What `train` yields: updates done so far, the loss of the last one, and its learning rate."""
+
+    number: int
+    loss: float
+    rate: float
+
+
+class Draw:
+    """The random numbers of one update: drawn for the whole batch; a process keeps its share.
+
+    They are drawn on the CPU, so that they are the same on every device.
+    """
+
+    def __init__(self, where: tuple, batch: int, share: slice, device: torch.device):
+        self.generator, self.batch, self.share, self.device = (
+            random_at(*where),
+            batch,
+            share,
+            device,
+        )
+
+    def uniform(self) -> Tensor:
+        """U[0, 1], one per example."""
+        return torch.rand(self.batch, generator=self.generator)[self.share].to(self.device)
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """N(0, I) of the given shape for each example."""
+        every = torch.randn(self.batch, *shape, generator=self.generator)
+        return every[self.share].to(self.device)
+
+    def integers(self, high: int) -> Tensor:
+        """Whole numbers 0 .. high - 1, one per example, on the CPU."""
+        return torch.randint(high, (self.batch,), generator=self.generator)[self.share]
+
+
+def random_at(*where) -> torch.Generator:
+    """A generator whose numbers depend on `where` alone, such as (seed, "teacher", 812)."""
+    digest = hashlib.sha256(repr(where).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+# ---- what the three stages minimise ---------------------------------------------------------
+
+
+def teacher_loss(null: int | Tensor, drop: float) -> Loss:
+    """The diffusion loss, with the condition replaced by null with probability `drop`."""
+
+    def loss(denoiser, x, cond, draw):
+        cond = drop_condition(cond, null, drop, draw.uniform())
+        return diffusion_loss(denoiser, x, cond, draw.uniform(), eps=draw.normal(x.shape[1:]))
+
+    return loss
+
+
+def stage_one_loss(teacher, w_range: tuple[float, float], weighting=snr_plus_one) -> Loss:
+    """Guidance matching, w ~ U[w_min, w_max] and t ~ U[0, 1]."""
+
+    def loss(student, x, cond, draw):
+        w, t = sample_w(draw.uniform(), w_range), draw.uniform()
+        eps = draw.normal(x.shape[1:])
+        return guidance_matching_loss(student, teacher, x, cond, w, t, eps=eps, weighting=weighting)
+
+    return loss
+
+
+def stage_two_loss(
+    teacher, steps: int, w_range: tuple[float, float], weighting: Weighting = snr_plus_one
+) -> Loss:
+    """Progressive distillation to N = `steps` steps: i/N -> (i - 1)/N, i uniform in 1 .. N."""
+
+    def loss(student, x, cond, draw):
+        w, i = sample_w(draw.uniform(), w_range), draw.integers(steps).to(x) + 1
+        eps = draw.normal(x.shape[1:])
+        return progressive_loss(
+            student, teacher, x, cond, w, i / steps, (i - 1) / steps, eps=eps, weighting=weighting
+        )
+
+    return loss
+
+
+# ---- the loop -------------------------------------------------------------------------------
+
+
+def train(
+    model: nn.Module,
+    loss: Loss,
+    data,
+    *,
+    name: str,
+    updates: int,
+    batch: int,
+    rate: float,
+    seed: int = 0,
+    ema: float = 0.0,
+    folder: str | Path | None = None,
+    about: dict | None = None,
+    save_every: int = 200,
+    accelerator=None,
+) -> Iterator[Update]:
+    """Train `model` in place (its `model.net` holds the parameters); yields after every update.
+
+    The learning rate rises over the first 50 updates to `rate` and falls linearly to 0. With `ema`
+    > 0 the model ends with the running average of its weights. `data.batch(indices, u)` gives x and
+    cond. `name` and `seed` fix the random numbers; batch is the size over all processes together.
+
+    With a `folder`, work is kept there: a finished model is loaded and nothing is yielded, an
+    unfinished one is resumed. `about` (JSON) is stored with the weights, and a folder that holds
+    something else is refused with a ValueError. Closing the generator, or Ctrl-C, saves first.
+    A loss that is not finite raises FloatingPointError and leaves the last checkpoint untouched.
+    """
+    from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
+    from tqdm.auto import tqdm
+
+    accelerator = accelerator or Accelerator(mixed_precision=mixed_precision())
+    model.to(accelerator.device)
+    folder = None if folder is None else Path(folder)
+    about = dict(
+        about or {}, name=name, updates=updates, batch=batch, rate=rate, seed=seed, ema=ema
+    )
+    if folder is not None and (folder / "card.json").exists():
+        load_weights(model, folder, about)
+        model.eval()
+        return
+    if batch % accelerator.num_processes:
+        raise ValueError(
+            f"A batch of {batch} cannot be shared by {accelerator.num_processes} processes: "
+            "choose a multiple of their number."
+        )
+    size = batch // accelerator.num_processes
+    share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+
+    optimizer = torch.optim.AdamW(model.net.parameters(), lr=rate, weight_decay=0.0)
+    average = EMAModel(model.net.parameters(), decay=ema, foreach=True) if ema else None
+    run = _Run(model.net, optimizer, average, accelerator, folder, about)
+    run.restore()
+    model.net, optimizer = accelerator.prepare(model.net, optimizer)
+    model.train()
+    bar = tqdm(
+        total=updates,
+        initial=run.done,
+        desc=name,
+        disable=bool(os.environ.get("CI")) or None,
+        leave=False,
+    )
+    try:
+        with _interrupt_between_updates() as interrupted:
+            while run.done < updates:
+                started = time.perf_counter()
+                draw = Draw((seed, name, run.done), batch, share, accelerator.device)
+                x, cond = data.batch(draw.integers(len(data)), draw.uniform())
+                x, cond = x.to(accelerator.device), cond.to(accelerator.device)
+                value = loss(model, x, cond, draw).mean()
+                mean = accelerator.reduce(value.detach(), "mean").item()
+                if not math.isfinite(mean):
+                    raise FloatingPointError(
+                        f"The loss became {mean} at update {run.done + 1} of {name}. "
+                        + run.where_saved()
+                        + " Try a lower learning rate."
+                    )
+                rate_now = rate * min(1, (run.done + 1) / 50) * (1 - run.done / updates)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate_now
+                accelerator.backward(value)
+                accelerator.clip_grad_norm_(model.net.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                if average is not None:
+                    average.step(run.net.parameters())
+                run.seconds += time.perf_counter() - started
+                run.losses.append(mean)
+                bar.update()
+                if interrupted():
+                    run.save()
+                    raise KeyboardInterrupt(f"Stopped in {name}. {run.where_saved()}")
+                if run.done % save_every == 0 and run.done < updates:
+                    run.save()
+                try:
+                    yield Update(run.done, mean, rate_now)
+                except GeneratorExit:
+                    run.save()
+                    raise
+    finally:
+        bar.close()
+        model.net = accelerator.unwrap_model(model.net, keep_fp32_wrapper=False)
+        model.eval()
+    if average is not None:
+        average.copy_to(model.net.parameters())
+    if folder is not None and accelerator.is_main_process:
+        run.finish(model)
+    accelerator.wait_for_everyone()
+
+
+def halvings(start: int) -> list[int]:
+    """[start, start/2, ..., 1]; start must be a power of two."""
+    if start < 1 or start & (start - 1):
+        low = 2 ** max(start, 1).bit_length() // 2
+        raise ValueError(
+            f"steps must be a power of two, not {start}: each halving takes two steps at once. "
+            f"Try {low} or {2 * low}."
+        )
+    return [start >> k for k in range(start.bit_length())]
+
+
+def distill_progressively(
+    teacher: Denoiser,
+    data,
+    *,
+    start: int,
+    updates: int,
+    batch: int,
+    rate: float,
+    seed: int = 0,
+    weighting: Weighting = snr_plus_one,
+    folder: str | Path | None = None,
+    about: dict | None = None,
+    accelerator=None,
+) -> Iterator[Denoiser]:
+    """Stage two, the halving loop: yields the finished students of start, start/2, ..., 1 steps.
+
+    Each student starts as a copy of its teacher and then is the next one's teacher. As in the
+    released configurations of Salimans & Ho 2022: the rate falls to 0 in every halving, no EMA, and
+    twice the updates for 2 steps and 1 step. Arguments as in `train`; a folder gets one
+    sub-folder per student, steps-N.
+    """
+    for steps in halvings(start):
+        student = copy.deepcopy(teacher)
+        student.steps = steps
+        for _ in train(
+            student,
+            stage_two_loss(teacher, steps, teacher.w_range, weighting),
+            data,
+            name=f"steps-{steps}",
+            updates=updates * (2 if steps <= 2 else 1),
+            batch=batch,
+            rate=rate,
+            seed=seed,
+            folder=None if folder is None else Path(folder) / f"steps-{steps}",
+            about=about,
+            accelerator=accelerator,
+        ):
+            pass
+        yield student
+        teacher = student
+
+
+def mixed_precision() -> str:
+    """bf16 where the GPU has it, fp16 with a loss scaler on older ones, full precision on a CPU."""
+    if not torch.cuda.is_available():
+        return "no"
+    # torch.cuda.is_bf16_supported() also says yes to GPUs that only emulate it, four times slower.
+    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+
+
+class _Run:
+    """What a training run is made of between two updates, and its file training.safetensors."""
+
+    def __init__(self, net, optimizer, average, accelerator, folder, about):
+        self.net, self.optimizer, self.average = net, optimizer, average
+        self.accelerator, self.folder, self.about = accelerator, folder, about
+        self.seconds, self.losses = 0.0, []
+
+    @property
+    def done(self) -> int:
+        return len(self.losses)
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "training.safetensors"
+
+    def where_saved(self) -> str:
+        if self.folder is None or not self.file.exists():
+            return "Nothing was saved."
+        return f"The last checkpoint is in {self.folder}; the same call again resumes from it."
+
+    def save(self) -> None:
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        tensors = {f"net.{key}": value for key, value in self.net.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
+        if self.average is not None:
+            tensors |= {f"ema.{i}": p for i, p in enumerate(self.average.shadow_params)}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        scaler = self.accelerator.scaler
+        scaler_state = {} if scaler is None else scaler.state_dict()
+        state = {"about": self.about, "seconds": self.seconds, "scaler": scaler_state}
+        write_tensors(self.file, tensors, state)
+
+    def restore(self) -> None:
+        if self.folder is None or not self.file.exists():
+            return
+        tensors, state = read_tensors(self.file)
+        refuse_other(self.folder, state.get("about"), self.about)
+
+        def part(prefix):
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.net.load_state_dict(part("net."))
+        optimizer_state: dict[int, dict] = {}
+        for key, value in part("optimizer.").items():
+            i, entry = key.split(".", 1)
+            optimizer_state.setdefault(int(i), {})[entry] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
+        self.losses, self.seconds = tensors["losses"].tolist(), state["seconds"]
+        if self.average is not None:
+            kept = part("ema.")
+            for i, p in enumerate(self.average.shadow_params):
+                p.copy_(kept[str(i)])
+            self.average.optimization_step = self.done
+        if state["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def finish(self, model) -> None:
+        """The finished model takes the place of the training state."""
+        card = {
+            "minutes": round(self.seconds / 60, 2),
+            "losses": [float(f"{v:.4g}") for v in self.losses],
+        }
+        save_weights(model, self.folder, self.about, **card)
+        self.file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _interrupt_between_updates() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back until the update is complete; a second Ctrl-C acts at once."""
+    requested = False
+
+    def request(number, frame):
+        nonlocal requested
+        requested = True
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may set a signal handler
+        return
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield lambda: requested
+    finally:
+        signal.signal(signal.SIGINT, before)
