@@ -32,6 +32,14 @@ def save_weights(model: nn.Module, folder: str | Path, about: dict, **more) -> N
     write_text(folder / "card.json", json.dumps(card, indent=1))
 
 
+def fingerprint(model: nn.Module) -> str:
+    """The first 16 digits of a sha256 over all weights: equal for equal models only."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def read_card(folder: str | Path) -> dict:
     """The card of a finished model; ValueError where there is none that can be read."""
     try:

@@ -27,6 +27,8 @@ class Recipe:
     ema: float = 0.995  # running average of the teacher's and the stage-one student's weights
     drop: float = 0.1  # condition dropout of the teacher
     w_max: float = 4.0  # students learn w in [0, w_max]
+    w_power: float = 2.0  # w = w_max u^w_power, u uniform; 1 is the paper's uniform w
+    w_rate: float = 10.0  # the w projection of stage one learns this many times faster
     seed: int = 0
 
     @property
@@ -45,7 +47,7 @@ class Recipe:
 RECIPES = (
     #      data set   profile   channels              layers batch clf.  teacher stage_one halving start samples images
     Recipe("digits",  "smoke",  (16, 32),             1,     64,   60,   60,     30,       15,     8,    100,    None),
-    Recipe("digits",  "laptop", (32, 64),             1,     128,  400,  1200,   600,      250,    16,   1000,   None),
+    Recipe("digits",  "laptop", (24, 48),             1,     64,   400,  1500,   600,      250,    16,   500,    None),
     Recipe("digits",  "colab",  (64, 128),            2,     256,  2000, 20000,  8000,     4000,   64,   5000,   None),
     Recipe("digits",  "paper",  (64, 128),            2,     256,  2000, 100000, 50000,    50000,  512,  10000,  None),
     Recipe("cifar10", "smoke",  (16, 32),             1,     32,   10,   10,     6,        3,      4,    40,     500),

@@ -1,5 +1,8 @@
 """The one call every model answers: `denoiser(z, t, cond, w) -> Prediction(x, eps, v)`."""
 
+import copy
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from cfgdistill.parameterization import PREDICTION_TYPES, Prediction, convert
@@ -21,7 +24,7 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Callable[..., Tensor],
         schedule: Schedule,
         prediction_type: str = "v",
         *,
@@ -58,6 +61,17 @@ class Denoiser(nn.Module):
                 "a denoiser's output must have the shape of its input."
             )
         return convert(output, z, *self.schedule.alpha_sigma(t), self.prediction_type)
+
+    def for_steps(self, steps: int) -> "Denoiser":
+        """A copy with weights of its own, to be distilled to `steps` steps; same schedule."""
+        return Denoiser(
+            copy.deepcopy(self.net),
+            self.schedule,
+            self.prediction_type,
+            steps=steps,
+            w_range=self.w_range,
+            num_classes=self.num_classes,
+        )
 
     def describe(self) -> dict:
         """What is needed, beside the weights, to build this denoiser again (JSON)."""

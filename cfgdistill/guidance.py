@@ -75,10 +75,14 @@ def drop_condition(cond: Tensor, null: int | Tensor, p: float, u: PerExample) ->
     return torch.where((u < p).reshape(-1, *(1,) * (cond.ndim - 1)), null, cond)
 
 
-def sample_w(u: PerExample, w_range: tuple[float, float]) -> PerExample:
-    """Guidance weights w ~ U[w_min, w_max] from uniform numbers u in [0, 1], [b] -> [b]."""
+def sample_w(u: PerExample, w_range: tuple[float, float], power: float = 1.0) -> PerExample:
+    """Guidance weights w = w_min + (w_max - w_min) u^power from u ~ U[0, 1], [b] -> [b].
+
+    power = 1 is the paper's uniform w. A larger power draws small w more often, where a student
+    must learn to leave the conditional model as it is: see notebook 03.
+    """
     w_min, w_max = w_range
-    return w_min + (w_max - w_min) * u
+    return w_min + (w_max - w_min) * u**power
 
 
 def embed_w(w: PerExample, dim: int) -> Float[Tensor, " b dim"]:

@@ -98,14 +98,14 @@ def generate(
     steps: int,
     w: float | None,
     seed: int = 0,
-    batch: int = 500,
+    batch: int = 125,
     sampler=ddim,
 ) -> Tensor:
     """One sample for each label, [n, *shape] in [-1, 1], from noise that depends on seed alone.
 
     The same seed gives every model the same noise.
     """
-    device = next(denoiser.parameters()).device
+    device = next(denoiser.parameters(), labels).device  # an exact denoiser has no parameters
     noise = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
     samples = [
         last(sampler(denoiser, z.to(device), steps, cond.to(device), w)).cpu()
@@ -117,29 +117,30 @@ def generate(
 def evaluate(
     denoiser,
     judge: Judge,
-    shape: tuple[int, ...],
+    data: Data,
     *,
     model: str,
     steps: int,
     w: float,
     n: int,
-    num_classes: int,
     seed: int = 0,
+    batch: int = 125,
     sampler=ddim,
 ) -> dict:
     """One row of a results table: quality and cost of n samples, the classes in equal parts."""
-    labels = torch.arange(n) % num_classes
+    labels = torch.arange(n) % data.num_classes
     denoiser.nfe = 0
     started = time.perf_counter()
-    x = generate(denoiser, shape, labels, steps=steps, w=w, seed=seed, batch=n, sampler=sampler)
+    x = generate(
+        denoiser, data.shape, labels, steps=steps, w=w, seed=seed, batch=batch, sampler=sampler
+    )
     seconds = time.perf_counter() - started
-    nfe = denoiser.nfe
     frechet_distance, class_accuracy = judge(x, labels)
     return {
         "model": model,
         "sampler": sampler.__name__,
         "steps": steps,
-        "nfe": nfe,
+        "nfe": denoiser.nfe // len(labels.split(batch)),  # it counts every batch
         "w": w,
         "frechet_distance": round(frechet_distance, 4),
         "class_accuracy": round(class_accuracy, 4),

@@ -6,6 +6,7 @@ read back from the two ends: that is `implied_v`, the heart of progressive disti
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,7 +34,6 @@ def implied_v(
     return (z_s - d.cos() * z_t) / d.sin()
 
 
-@torch.no_grad()
 def ddim(
     denoiser, z: Example, steps: int, cond: Tensor | None = None, w: float | Tensor | None = None
 ) -> Iterator[Example]:
@@ -41,21 +41,21 @@ def ddim(
 
     The last one is the sample. Costs `steps` calls of the denoiser.
     """
-    denoiser.check(steps, cond, w)
-    yield from _walk(denoiser, z, torch.linspace(1, 0, steps + 1), cond, w)
+    denoiser.check(steps, cond, w)  # here, not in the generator: at the call, not at the first z
+    return _walk(denoiser, z, torch.linspace(1, 0, steps + 1).tolist(), cond, w)
 
 
-@torch.no_grad()
 def ddim_encode(
     denoiser, x: Example, steps: int, cond: Tensor | None = None, w: float | Tensor | None = None
 ) -> Iterator[Example]:
     """The same flow upwards: from data x [b, *d] at t = 0 to the noise that decodes to it."""
     denoiser.check(steps, cond, w)
-    yield from _walk(denoiser, x, torch.linspace(0, 1, steps + 1), cond, w)
+    return _walk(denoiser, x, torch.linspace(0, 1, steps + 1).tolist(), cond, w)
 
 
+@torch.no_grad()
 def _walk(denoiser, z, times, cond, w):
-    for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+    for t, s in pairwise(times):
         z = ddim_step(denoiser(z, t, cond, w), z.new_full((len(z),), s), denoiser.schedule)
         yield z
 

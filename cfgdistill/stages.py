@@ -5,19 +5,20 @@ stage-two/steps-N. A model's card names the sha256 of the teacher it was made fr
 different runs are never mixed.
 """
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from cfgdistill.checkpoints import read_card, write_text
+from cfgdistill.checkpoints import fingerprint, read_card, write_text
 from cfgdistill.config import Recipe
 from cfgdistill.data import Data
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.guidance import GuidedDenoiser
-from cfgdistill.metrics import Classifier, classification_loss
+from cfgdistill.metrics import Classifier, Judge, classification_loss, evaluate
 from cfgdistill.training import (
     distill_progressively,
     stage_one_loss,
@@ -87,16 +88,23 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     _finish(
         train(
             student,
-            stage_one_loss(GuidedDenoiser(teacher, data.num_classes), w_range),
+            stage_one_loss(
+                GuidedDenoiser(teacher, data.num_classes), w_range, w_power=recipe.w_power
+            ),
             data,
             name="stage-one",
             updates=recipe.stage_one,
             batch=recipe.batch,
             rate=recipe.rate_one,
+            faster={"cond_proj": recipe.w_rate},
             seed=recipe.seed,
             ema=recipe.ema,
             folder=home(recipe, out) / "stage-one",
-            about={"teacher": read_card(home(recipe, out) / "teacher")["sha256"], "w": w_range},
+            about={
+                "teacher": read_card(home(recipe, out) / "teacher")["sha256"],
+                "w_range": w_range,
+                "w_power": recipe.w_power,
+            },
         )
     )
     return student
@@ -113,9 +121,50 @@ def train_stage_two(recipe: Recipe, data: Data, out: str | Path) -> Iterator[Den
         batch=recipe.batch,
         rate=recipe.rate_two,
         seed=recipe.seed,
+        w_power=recipe.w_power,
         folder=home(recipe, out) / "stage-two",
-        about={"teacher": read_card(home(recipe, out) / "stage-one")["sha256"]},
+        about={
+            "teacher": read_card(home(recipe, out) / "stage-one")["sha256"],
+            "w_power": recipe.w_power,
+        },
     )
+
+
+def make_judge(recipe: Recipe, data: Data, out: str | Path) -> Judge:
+    """The feature net of this recipe with the statistics of the training split."""
+    return Judge(train_classifier(recipe, data, out), data)
+
+
+def evaluate_rows(
+    denoiser,
+    judge: Judge,
+    data: Data,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    model: str,
+    steps: Iterable[int],
+    weights: Iterable[float],
+) -> list[dict]:
+    """Rows of the results table for each number of steps and each w.
+
+    Rows are kept in evaluations.json under the fingerprints of both networks, and found again
+    there: a table that several notebooks share is computed once.
+    """
+    file = home(recipe, out) / "evaluations.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    rows = []
+    for n, w in itertools.product(steps, weights):
+        about = [model, n, w, recipe.samples, recipe.seed]
+        key = "/".join([fingerprint(denoiser), fingerprint(judge.classifier), *map(str, about)])
+        if key not in kept:
+            row = evaluate(
+                denoiser, judge, data, model=model, steps=n, w=w, n=recipe.samples, seed=recipe.seed
+            )
+            kept[key] = row
+            write_text(file, json.dumps(kept, indent=1))
+        rows.append(kept[key])
+    return rows
 
 
 def training_minutes(recipe: Recipe, out: str | Path) -> dict[str, float]:

@@ -5,7 +5,6 @@ that was killed and resumed ends with the same bits as one that was not, and sev
 together draw what one would have drawn.
 """
 
-import copy
 import hashlib
 import math
 import os
@@ -95,11 +94,17 @@ def teacher_loss(null: int | Tensor, drop: float) -> Loss:
     return loss
 
 
-def stage_one_loss(teacher, w_range: tuple[float, float], weighting=snr_plus_one) -> Loss:
-    """Guidance matching, w ~ U[w_min, w_max] and t ~ U[0, 1]."""
+def stage_one_loss(
+    teacher,
+    w_range: tuple[float, float],
+    *,
+    w_power: float = 1.0,
+    weighting: Weighting = snr_plus_one,
+) -> Loss:
+    """Guidance matching at random w (see `sample_w`) and t ~ U[0, 1]."""
 
     def loss(student, x, cond, draw):
-        w, t = sample_w(draw.uniform(), w_range), draw.uniform()
+        w, t = sample_w(draw.uniform(), w_range, w_power), draw.uniform()
         eps = draw.normal(x.shape[1:])
         return guidance_matching_loss(student, teacher, x, cond, w, t, eps=eps, weighting=weighting)
 
@@ -107,12 +112,17 @@ def stage_one_loss(teacher, w_range: tuple[float, float], weighting=snr_plus_one
 
 
 def stage_two_loss(
-    teacher, steps: int, w_range: tuple[float, float], weighting: Weighting = snr_plus_one
+    teacher,
+    steps: int,
+    w_range: tuple[float, float],
+    *,
+    w_power: float = 1.0,
+    weighting: Weighting = snr_plus_one,
 ) -> Loss:
     """Progressive distillation to N = `steps` steps: i/N -> (i - 1)/N, i uniform in 1 .. N."""
 
     def loss(student, x, cond, draw):
-        w, i = sample_w(draw.uniform(), w_range), draw.integers(steps).to(x) + 1
+        w, i = sample_w(draw.uniform(), w_range, w_power), draw.integers(steps).to(x) + 1
         eps = draw.normal(x.shape[1:])
         return progressive_loss(
             student, teacher, x, cond, w, i / steps, (i - 1) / steps, eps=eps, weighting=weighting
@@ -133,6 +143,7 @@ def train(
     updates: int,
     batch: int,
     rate: float,
+    faster: dict[str, float] | None = None,
     seed: int = 0,
     ema: float = 0.0,
     folder: str | Path | None = None,
@@ -142,7 +153,8 @@ def train(
 ) -> Iterator[Update]:
     """Train `model` in place (its `model.net` holds the parameters); yields after every update.
 
-    The learning rate rises over the first 50 updates to `rate` and falls linearly to 0. With `ema`
+    The learning rate rises over the first 50 updates to `rate` and falls linearly to 0; parameters
+    whose name contains a key of `faster` learn that many times faster. With `ema`
     > 0 the model ends with the running average of its weights. `data.batch(indices, u)` gives x and
     cond. `name` and `seed` fix the random numbers; batch is the size over all processes together.
 
@@ -158,9 +170,17 @@ def train(
     accelerator = accelerator or Accelerator(mixed_precision=mixed_precision())
     model.to(accelerator.device)
     folder = None if folder is None else Path(folder)
-    about = dict(
-        about or {}, name=name, updates=updates, batch=batch, rate=rate, seed=seed, ema=ema
-    )
+    faster = faster or {}
+    about = {
+        **(about or {}),
+        "name": name,
+        "updates": updates,
+        "batch": batch,
+        "rate": rate,
+        "faster": faster,
+        "seed": seed,
+        "ema": ema,
+    }
     if folder is not None and (folder / "card.json").exists():
         load_weights(model, folder, about)
         model.eval()
@@ -173,7 +193,15 @@ def train(
     size = batch // accelerator.num_processes
     share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
 
-    optimizer = torch.optim.AdamW(model.net.parameters(), lr=rate, weight_decay=0.0)
+    groups: dict[float, list] = {}
+    for key, parameter in model.net.named_parameters():
+        factor = math.prod(value for part, value in faster.items() if part in key)
+        groups.setdefault(factor, []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
+        lr=rate,
+        weight_decay=0.0,
+    )
     average = EMAModel(model.net.parameters(), decay=ema, foreach=True) if ema else None
     run = _Run(model.net, optimizer, average, accelerator, folder, about)
     run.restore()
@@ -183,7 +211,7 @@ def train(
         total=updates,
         initial=run.done,
         desc=name,
-        disable=bool(os.environ.get("CI")) or None,
+        disable=bool(os.environ.get("CI") or os.environ.get("TQDM_DISABLE")),
         leave=False,
     )
     try:
@@ -203,7 +231,7 @@ def train(
                     )
                 rate_now = rate * min(1, (run.done + 1) / 50) * (1 - run.done / updates)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate_now
+                    group["lr"] = rate_now * group["factor"]
                 accelerator.backward(value)
                 accelerator.clip_grad_norm_(model.net.parameters(), 1.0)
                 optimizer.step()
@@ -254,6 +282,7 @@ def distill_progressively(
     batch: int,
     rate: float,
     seed: int = 0,
+    w_power: float = 1.0,
     weighting: Weighting = snr_plus_one,
     folder: str | Path | None = None,
     about: dict | None = None,
@@ -267,11 +296,10 @@ def distill_progressively(
     sub-folder per student, steps-N.
     """
     for steps in halvings(start):
-        student = copy.deepcopy(teacher)
-        student.steps = steps
+        student = teacher.for_steps(steps)
         for _ in train(
             student,
-            stage_two_loss(teacher, steps, teacher.w_range, weighting),
+            stage_two_loss(teacher, steps, teacher.w_range, w_power=w_power, weighting=weighting),
             data,
             name=f"steps-{steps}",
             updates=updates * (2 if steps <= 2 else 1),

@@ -1,0 +1,461 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · Schedules and parameterisations
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/01_schedules_and_parameterizations.ipynb)
+#
+# Every diffusion paper has its own letters for the same two things: how much noise is in the picture, and what the
+# network is asked to predict. Here you learn both once, with one picture to keep in mind: **noising is a
+# rotation**. From it follow the prediction $v$, the sampler's step and the target of
+# distillation. Nothing is trained in this notebook.
+#
+# **You will**
+#
+# - noise real images and read $\alpha$, $\sigma$, the log-SNR and the angle of a schedule,
+# - derive $v$ and convert between $x$, $\varepsilon$ and $v$ in a few lines,
+# - see where each of them says nothing, and that losses in the three differ only by a weight,
+# - write the DDIM step as a rotation, and invert it,
+# - see why a schedule that does not end in pure noise spoils a one-step student.
+#
+# **You need** notebook 00 for the purpose of it all; sine and cosine for the rest.
+#
+# | profile | hardware | time |
+# | --- | --- | --- |
+# | all of them | any CPU | seconds; with `dataset = "cifar10"` also the download |
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("cfgdistill") is None:  # on Colab, say
+    source = "cfgdistill[metrics] @ git+https://github.com/cfgdistill/cfgdistill"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+
+import os
+
+import torch
+
+from cfgdistill import CosineSchedule, DiscreteSchedule, Prediction, convert
+from cfgdistill.checkpoints import provenance
+from cfgdistill.data import load_data
+from cfgdistill.distillation import snr, snr_plus_one, truncated_snr
+from cfgdistill.guidance import guide, scale_from_w
+from cfgdistill.plotting import COLORS, draw_images, figure, show
+from cfgdistill.sampling import ddim_step, implied_v
+from cfgdistill.schedules import expand, per_example
+
+# %% tags=["parameters"]
+dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
+profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
+seed = 0
+
+# %% [markdown]
+# ## 1. Noise on real images
+#
+# Time $t$ runs from 0 (data) to 1 (pure noise). On the way, an image $x$ and Gaussian noise $\varepsilon$ are mixed:
+#
+# $$z_t = \alpha_t x + \sigma_t \varepsilon, \qquad \alpha_t^2 + \sigma_t^2 = 1 .$$
+#
+# Why must the squares add up to one? If the pixels have variance near one, as the noise has, then $z_t$ has
+# variance near one at every $t$, and a network always sees inputs of the same size. A **schedule**
+# says how fast $\alpha$ falls. The cosine schedule of this course is
+# $\alpha_t = \cos(\tfrac{\pi}{2} t)$, $\sigma_t = \sin(\tfrac{\pi}{2} t)$. (In the code `per_example(t, x)` gives every example of a
+# batch the same time. In training, each gets its own.)
+
+# %%
+data = load_data(dataset, images=500)  # a few are enough to look at
+x, labels = data.all()
+x = torch.stack([x[labels == label][0] for label in range(data.num_classes)])  # one of each class
+eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+schedule = CosineSchedule()
+
+
+def noised(x, eps, t):
+    """z_t = cos(pi t / 2) x + sin(pi t / 2) eps."""
+    angle = torch.tensor(torch.pi / 2 * t)
+    return angle.cos() * x + angle.sin() * eps
+
+
+for t in (0.0, 0.3, 0.7, 1.0):
+    torch.testing.assert_close(noised(x, eps, t), schedule.add_noise(x, eps, per_example(t, x)))
+
+# %% [markdown]
+# **How much noise can you read through?** One row per time, the same noise in all rows.
+
+# %%
+fig, axes = figure(6, 1, width=6.2, height=5.6)
+for axis, t in zip(axes, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), strict=True):
+    draw_images(axis, noised(x, eps, t), len(x), f"t = {t:g}")
+alt = "One image of each class at six times. Clear at t = 0, readable with effort at t = 0.4, mere noise at t = 0.8 and beyond."
+show(fig, alt=alt)
+
+# %% [markdown]
+# With the first row in mind you can name most images up to about $t = 0.4$; from $t = 0.8$ on they look alike to us. (To be shown, values outside
+# $[-1, 1]$ are cut off. The model sees them whole.) What is decided early in sampling, at large $t$,
+# is therefore what the image shows; what is decided late is how it looks in detail.
+#
+# ## 2. Four ways to say how noisy
+#
+# $\alpha$ and $\sigma$ are two numbers tied by $\alpha^2 + \sigma^2 = 1$, so one number is enough. Two are in use:
+#
+# - the **signal-to-noise ratio** $\mathrm{SNR} = \alpha^2 / \sigma^2$, mostly as its logarithm `logsnr`. It is 0 where
+#   signal and noise are equally strong. At the ends it is infinite, so code limits it, here to $\pm 20$.
+# - the **angle** $\phi = \operatorname{atan2}(\sigma, \alpha)$, from 0 to $\pi/2$. Since $\alpha = \cos\phi$ and
+#   $\sigma = \sin\phi$, every schedule of this kind has one. It is finite everywhere.
+#
+# **Which of them does the cosine schedule move evenly?**
+
+# %%
+t = torch.linspace(0, 1, 201)
+alpha, sigma = schedule.alpha_sigma(t)
+fig, axes = figure(1, 3, width=9.0, height=2.9)
+axes[0].plot(t, alpha, label=r"$\alpha_t$")
+axes[0].plot(t, sigma, "--", label=r"$\sigma_t$")
+axes[0].legend(frameon=False, loc="lower center", fontsize=12)
+axes[1].plot(t, schedule.logsnr(t), color=COLORS[2])
+axes[2].plot(t, schedule.angle(t), color=COLORS[3])
+axes[2].set_yticks([0, torch.pi / 4, torch.pi / 2], ["0", r"$\pi/4$", r"$\pi/2$"])
+for axis, title in zip(axes, ("signal and noise", "logsnr", "angle"), strict=True):
+    axis.set(title=title, xlabel="t")
+alt = "Against t: alpha falls from 1 to 0 and sigma rises from 0 to 1 like cosine and sine; logsnr falls from 20 to -20, steeply at both ends; the angle is a straight line from 0 to pi/2."
+show(fig, alt=alt)
+
+# %% [markdown]
+# The angle is a straight line: **the cosine schedule is a rotation at constant speed.** logsnr is not; it dives at
+# both ends, where a little time changes the ratio without limit.
+#
+# ## 3. The circle, and where $v$ comes from
+#
+# Put $x$ on one axis and $\varepsilon$ on another. Then $z_t = \cos\phi\, x + \sin\phi\, \varepsilon$ runs along a quarter of a circle, from
+# $x$ to $\varepsilon$. In which direction, and how fast? Differentiate with respect to the angle:
+#
+# $$v := \frac{d z}{d \phi} = -\sin\phi\, x + \cos\phi\, \varepsilon = \alpha\, \varepsilon - \sigma\, x .$$
+#
+# So $v$ is a **velocity**: the direction in which noising moves $z_t$. It is the same circle, a quarter of a turn ahead.
+# Two perpendicular arms $(z, v)$ that turn together are just another pair of axes, so one rotates back to get $x$
+# and $\varepsilon$:
+#
+# $$x = \alpha z - \sigma v, \qquad \varepsilon = \sigma z + \alpha v .$$
+#
+# (Insert $z$ and $v$ and use $\alpha^2 + \sigma^2 = 1$ to check it.)
+#
+# **How do $x$, $\varepsilon$, $z$ and $v$ lie to each other?**
+
+# %%
+phi, d = torch.tensor(0.95), torch.tensor(-0.5)
+z = torch.stack([phi.cos(), phi.sin()])
+v = torch.stack([-phi.sin(), phi.cos()])
+z_s = d.cos() * z + d.sin() * v
+fig, axis = figure(width=5.0, height=4.4)
+for radius, low, high in ((1.0, 0.0, torch.pi / 2), (0.25, 0.0, phi), (0.5, phi + d, phi)):
+    arc = torch.linspace(float(low), float(high), 100)
+    axis.plot(radius * arc.cos(), radius * arc.sin(), color="0.6", lw=1)
+starts = torch.stack([0 * z, 0 * z, 0 * z, z, 0 * z])
+arrows = torch.stack([torch.tensor([1.0, 0]), torch.tensor([0, 1.0]), z, 0.6 * v, z_s])
+colors = ("0.2", "0.2", *COLORS[:3])
+axis.quiver(*starts.T, *arrows.T, color=colors, angles="xy", scale_units="xy", scale=1, width=0.009)
+axis.plot([z[0], z[0], 0], [0, z[1], z[1]], color=COLORS[0], ls=":", lw=1)
+names = r"x \varepsilon z_t v z_s \alpha_t \sigma_t \phi_t d".split()
+across = (1.04, -0.02, 0.62, 0.03, 0.94, 0.55, -0.12, 0.28, 0.42)
+up = (-0.02, 1.05, 0.85, 1.15, 0.45, -0.09, 0.79, 0.06, 0.33)
+for name, *spot in zip(names, across, up, strict=True):
+    axis.text(*spot, f"${name}$", fontsize=13)
+axis.set(xlim=(-0.2, 1.15), ylim=(-0.12, 1.25), aspect="equal")
+axis.set_axis_off()
+alt = "A quarter circle from x on the horizontal axis to eps on the vertical one. z_t lies on it at angle phi, v is its tangent, pointing towards eps. z_s lies nearer to x, turned back by the angle d."
+show(fig, alt=alt)
+
+# %% [markdown]
+# The projections of $z_t$ on the two axes are $\alpha_t$ and $\sigma_t$, and $v$ (drawn shorter than it is) is the
+# tangent, pointing from data to noise. $z_s$ is a less noisy point on the same circle: the same radius, a smaller angle. We come back to it in section 6.
+#
+# ## 4. Three predictions, one piece of knowledge
+#
+# A network sees $z_t$ and knows $t$. Whether it predicts $x$, $\varepsilon$ or $v$ is a choice, since any one gives the
+# other two: they are tied by $z = \alpha x + \sigma \varepsilon$. From scratch:
+
+
+# %%
+def all_three(output, z, alpha, sigma, prediction_type):
+    """x, eps and v from whichever of them the network predicts."""
+    if prediction_type == "x":
+        x, eps = output, (z - alpha * output) / sigma
+    if prediction_type == "eps":
+        x, eps = (z - sigma * output) / alpha, output
+    if prediction_type == "v":
+        x, eps = alpha * z - sigma * output, sigma * z + alpha * output
+    return x, eps, alpha * eps - sigma * x
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+x64, eps64 = x.double(), eps.double()
+
+
+def truth(t):
+    """z_t, the true x, eps and v behind it, and (alpha_t, sigma_t)."""
+    levels = schedule.alpha_sigma(per_example(t, x64))
+    alpha, sigma = (expand(a, x64) for a in levels)
+    true = Prediction(x64, eps64, alpha * eps64 - sigma * x64)
+    return alpha * x64 + sigma * eps64, true, levels
+
+
+for kind in ("x", "eps", "v"):
+    worst = 0.0
+    for t in (0.05, 0.5, 0.95):
+        z, true, levels = truth(t)
+        ours = all_three(getattr(true, kind), z, *(expand(a, z) for a in levels), kind)
+        theirs = convert(getattr(true, kind), z, *levels, kind)
+        torch.testing.assert_close(ours, tuple(theirs))
+        worst = max(worst, *((a - b).abs().max().item() for a, b in zip(ours, true, strict=True)))
+    print(f"{kind:>3} gives back x, eps and v to 1e-12: {worst < 1e-12}")
+
+# %% [markdown]
+# Two of the three branches divide. $\varepsilon$ to $x$ divides by $\alpha$, which is 0 at $t = 1$;
+# $x$ to $\varepsilon$ divides by $\sigma$, which is 0 at $t = 0$. A real network is never exact, and a division by a
+# small number makes a small mistake large.
+#
+# **If the output of the network is off by a little, how far off are $x$ and $\varepsilon$?** We add a small error to the true output,
+# convert, and measure.
+
+# %%
+error = 0.01 * torch.randn(x64.shape, dtype=x64.dtype, generator=torch.Generator().manual_seed(1))
+grid = torch.linspace(0.04, 0.96, 24)
+fig, axes = figure(1, 2, width=8.4, height=3.3, sharey=True)
+for color, marker, kind in zip(COLORS, "os^", ("x", "eps", "v"), strict=False):
+    for k, axis in enumerate(axes):
+        found = []
+        for t in grid.tolist():
+            z, true, levels = truth(t)
+            pred = convert(getattr(true, kind) + error, z, *levels, kind)
+            found.append((pred[k] - true[k]).norm() / error.norm())
+        axis.plot(
+            grid, found, color=color, marker=marker, ms=4, label=f"the network predicts {kind}"
+        )
+        axis.set(
+            yscale="log", xlabel="t", title=f"error in {('x', 'eps')[k]} / error of the output"
+        )
+axes[1].legend(frameon=False, fontsize=9)
+alt = "Error amplification against t, log scale. In x: 1 for an x-prediction, at most 1 for v, growing without bound towards t = 1 for eps. In eps it is the mirror image: an x-prediction explodes at t = 0."
+show(fig, alt=alt)
+
+# %% [markdown]
+# - From $\varepsilon$, the error in $x$ is $\sigma/\alpha = \tan\phi$ times as large, and it explodes at $t = 1$. **There
+#   $\varepsilon$ says nothing:** $z_1$ *is* the noise, so a network can answer perfectly without knowing anything about $x$.
+# - From $x$, the error in $\varepsilon$ explodes at $t = 0$, where $z_0$ *is* the image. Same story, other end.
+# - From $v$, no error ever grows: the factors are $\sigma$ and $\alpha$, a sine and a cosine. At $t = 1$ it says $-x$, and at
+#   $t = 0$ it says $\varepsilon$: always the part that $z_t$ does not show.
+#
+# A sampler with 1000 small steps hardly visits $t = 1$, and forgives an $\varepsilon$-prediction. A one-step student lives at $t = 1$ and nowhere else.
+# That is why this course predicts $v$.
+#
+# ## 5. The same loss, three weights
+#
+# Two people train the same network, one with the squared error of $\varepsilon$, the other with that of $x$. Do they
+# want different things? With $z$ fixed, an error $\delta$ in $x$ is an error $-\tfrac{\alpha}{\sigma} \delta$ in $\varepsilon$ (from
+# $z = \alpha x + \sigma\varepsilon$) and $-\tfrac{1}{\sigma}\delta$ in $v$ (from $x = \alpha z - \sigma v$). Squared:
+#
+# $$\|\Delta\varepsilon\|^2 = \mathrm{SNR} \cdot \|\Delta x\|^2, \qquad
+# \|\Delta v\|^2 = \frac{1}{\sigma^2} \|\Delta x\|^2 = (\mathrm{SNR} + 1) \cdot \|\Delta x\|^2 .$$
+#
+# So each is the loss of $x$ with a **weighting** $\omega$ that depends on $t$ alone. All of them have the same best answer at
+# each $t$; they differ in which $t$ they care about. A third choice, *truncated SNR*
+# $\max(\mathrm{SNR}, 1)$, takes the larger of the $x$ and the $\varepsilon$ error, so that no $t$ is forgotten.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+z, true, (alpha, sigma) = truth(0.3)
+pred = convert(true.v + error, z, alpha, sigma, "v")
+mse = {
+    kind: (getattr(pred, kind) - getattr(true, kind)).square().mean() for kind in ("x", "eps", "v")
+}
+ratio = (alpha[0] / sigma[0]) ** 2
+print(f"SNR at t = 0.3: {ratio:.4f}")
+print(f"eps error / x error: {mse['eps'] / mse['x']:.4f}")
+print(f"v error / x error: {mse['v'] / mse['x']:.4f}")
+
+# %% [markdown]
+# **Which times does each loss care about?** On the left the weight on the $x$ error. On the right the same three as weights
+# on the $v$ error, which is how the package computes them: divided by $\mathrm{SNR} + 1$ they stay finite, at both ends.
+
+# %%
+t = torch.linspace(0.005, 0.995, 199)
+logsnr = schedule.logsnr(t)
+ratio = logsnr.exp()
+omega = {
+    "SNR (the eps error)": (ratio, snr),
+    "truncated SNR": (ratio.clamp_min(1), truncated_snr),
+    "SNR + 1 (the v error)": (ratio + 1, snr_plus_one),
+}
+fig, axes = figure(1, 2, width=8.8, height=3.3)
+for style, (name, (on_x, on_v)) in zip(("-", "--", ":"), omega.items(), strict=True):
+    torch.testing.assert_close(on_v(logsnr), on_x / (ratio + 1))
+    axes[0].plot(t, on_x, style, lw=2, label=name)
+    axes[1].plot(t, on_v(logsnr), style, lw=2)
+axes[0].set(yscale="log", xlabel="t", title="weight on the x error")
+axes[1].set(xlabel="t", title="the same, as a weight on the v error", ylim=(0, 1.05))
+axes[0].legend(frameon=False, fontsize=9)
+alt = "Three weightings against t. On the x error all are above 10,000 near t = 0; SNR falls to 0 at t = 1, the others to 1. On the v error: SNR falls from 1 to 0, truncated SNR dips to 0.5 at t = 0.5 and returns to 1, SNR + 1 is constant."
+show(fig, alt=alt)
+
+# %% [markdown]
+# Near $t = 0$ the three agree. Near $t = 1$ the $\varepsilon$ loss does not care at all, and that is where a student of few steps does
+# its work; the other two do. Truncated SNR and SNR + 1 never differ by more than a factor of two. The package uses
+# SNR + 1, the plain $v$ error, unless told otherwise.
+#
+# ## 6. A step of the sampler is a rotation
+#
+# A DDIM step takes the predictions at $t$ and mixes them for $s$: $z_s = \alpha_s x + \sigma_s \varepsilon$. On the circle this can only be
+# a turn, by $d = \phi_s - \phi_t$ (negative on the way down to data). Insert $x = \alpha_t z_t - \sigma_t v$ and
+# $\varepsilon = \sigma_t z_t + \alpha_t v$, and the addition theorems of sine and cosine leave
+#
+# $$z_s = \cos(d)\, z_t + \sin(d)\, v .$$
+#
+# The step is linear in $v$. So if somebody tells you where a step **landed**, you can say which $v$ made it:
+#
+# $$v = \frac{z_s - \cos(d)\, z_t}{\sin(d)} .$$
+#
+# This small inverse is the heart of progressive distillation: let a teacher walk any way it likes from $z_t$ to $z_s$, then
+# ask which single step would have done the same. Note what is *not* there: no division by $\alpha$ or $\sigma$, so it holds
+# at $t = 1$, at $t = 0$ and in both directions.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+worst_step = worst_v = 0.0
+for t, s in ((1.0, 0.5), (1.0, 0.0), (0.4, 0.3), (0.0, 0.25)):  # the last one goes up, to noise
+    z, true, _ = truth(t)
+    z_s = ddim_step(true, per_example(s, z), schedule)
+    d = torch.tensor(torch.pi / 2 * (s - t), dtype=z.dtype)
+    worst_step = max(worst_step, (d.cos() * z + d.sin() * true.v - z_s).abs().max().item())
+    v = implied_v(z, z_s, per_example(t, z), per_example(s, z), schedule)
+    torch.testing.assert_close(v, (z_s - d.cos() * z) / d.sin())
+    worst_v = max(worst_v, (v - true.v).abs().max().item())
+print(f"a DDIM step is a rotation, to 1e-12: {worst_step < 1e-12}")
+print(f"implied_v undoes it, to 1e-12: {worst_v < 1e-12}")
+
+# %% [markdown]
+# ## 7. Does your schedule end in pure noise?
+#
+# We have taken $\alpha_1 = 0$ for granted. Stable Diffusion, among others, was trained with a table of 1000 noise levels
+# (`scaled_linear`), and its last entry is not zero. Such a schedule has a *non-zero terminal SNR*.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+table = DiscreteSchedule((1 - betas).cumprod(0))
+end = torch.ones(1, dtype=torch.float64)
+print(f"scaled-linear: alpha_1 = {table.alpha_sigma(end)[0].item():.4f}")
+print(f"cosine:        alpha_1 = {schedule.alpha_sigma(end)[0].item():.4f}")
+
+# %% [markdown]
+# Seven per cent of signal under 99.8 per cent of noise looks harmless. **What is left of the image at $t = 1$?** We noise each image 2,000 times,
+# average, and divide by 0.068 to make it visible.
+
+# %%
+t = torch.linspace(0, 1, 201)
+generator = torch.Generator().manual_seed(seed)
+average_eps = sum(torch.randn(x.shape, generator=generator) for _ in range(2000)) / 2000
+fig, axes = figure(1, 3, width=9.4, height=2.7, gridspec_kw={"width_ratios": [1.3, 1, 1]})
+both = {"cosine": (schedule, "-", axes[1]), "scaled-linear": (table, "--", axes[2])}
+for name, (each, style, axis) in both.items():
+    axes[0].plot(t, each.logsnr(t), style, label=name)
+    left = each.add_noise(x, average_eps, per_example(1.0, x)) / 0.068
+    draw_images(axis, left, 5, f"{name}: what is left at t = 1")
+axes[0].set(title="logsnr", xlabel="t")
+axes[0].legend(frameon=False)
+alt = "logsnr against t: both schedules fall from 20; scaled-linear stops near -5, where cosine goes on to -20. Averages of noised images at t = 1: mere noise for cosine, clearly visible images for the other."
+show(fig, alt=alt)
+
+# %% [markdown]
+# With the cosine schedule nothing is left. With the other one the image is still there, under the noise. A network sees only one
+# noised copy, not the average of 2,000, but it sees many pixels. **Could it tell a training input $z_1$ from
+# the pure noise that we start sampling with?** Project both on the image: $\langle z_1, x \rangle / \|x\|$. For pure
+# noise that is a standard normal number. For $z_1$ it is shifted by $\alpha_1 \|x\|$, and $\|x\|$ grows with the
+# number of pixels.
+
+# %%
+alpha, sigma = (level.item() for level in table.alpha_sigma(end))
+# Pure noise, projected on any direction, is one standard normal number: no need for the rest.
+along = torch.randn(4000, generator=torch.Generator().manual_seed(seed))
+fig, axes = figure(1, 2, width=8.6, height=3.0, sharey=True)
+for axis, factor in zip(axes, (1, 8), strict=True):
+    large = x[0].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    shift = alpha * large.norm().item()
+    bins = torch.linspace(-4, max(8.0, shift + 4), 60).numpy()
+    axis.hist(along, bins, color=COLORS[0], alpha=0.6, label="pure noise (sampling)")
+    axis.hist(shift + sigma * along, bins, color=COLORS[1], alpha=0.6, label="$z_1$ (training)")
+    side = large.shape[-1]
+    axis.set(title=f"{side} x {side} pixels: shifted by {shift:.1f}", yticks=[])
+    axis.set_xlabel("projection on the image")
+axes[0].legend(frameon=False, fontsize=9)
+alt = "Histograms of the projection on the image for pure noise and for z_1 of the scaled-linear schedule. For a small image they overlap widely; enlarged eight times they are far apart."
+show(fig, alt=alt)
+
+# %% [markdown]
+# With 8 x 8 digits the two overlap almost completely: a shift of 0.4 is hard to notice. With 64 x 64 pixels the shift is 3.4, and
+# a network can hardly miss it. So in training it learns to *read* the image off $z_1$. In sampling we hand it pure noise, an
+# input of a kind that it has never seen, with nothing to read.
+#
+# A sampler with many steps has time to recover from a bad first step. A student of one or two steps has not: $t = 1$ is where all
+# of its work is done, and it was taught there on inputs that give the answer away. Hence two rules, which belong together: **let the
+# schedule end at $\alpha_1 = 0$, and predict $v$**, since an $\varepsilon$-prediction says nothing there (section 4). The cosine schedule
+# does the first, and small images forgive a lot; with Stable Diffusion one has to see to it.
+#
+# ## 8. Two conventions for guidance
+#
+# The last trap is a matter of names, and a constant source of bugs. The paper, and this course, write
+#
+# $$(1 + w)\, \text{cond} - w\, \text{uncond}, \qquad w = 0: \text{no guidance.}$$
+#
+# diffusers and others write $\text{uncond} + g\, (\text{cond} - \text{uncond})$ with a `guidance_scale` $g$, and there 1 is no guidance. Sort the
+# terms and you find $g = 1 + w$. We say $w$ everywhere and convert at the border. And since $x$, $\varepsilon$ and $v$ are linear in
+# each other once $z$ is fixed, it does not matter in which of them one guides.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+cond, uncond = 2, 1
+print(" w  guidance_scale  ours  diffusers")
+for w in (0, 1, 3, 7):
+    g = scale_from_w(w)
+    print(f"{w:>2}{g:>16}{guide(cond, uncond, w):>6}{uncond + g * (cond - uncond):>11}")
+
+z, true, levels = truth(0.6)
+a, b = (convert(true.v + k * error, z, *levels, "v") for k in (1, 2))
+in_v = convert(guide(a.v, b.v, 3.0), z, *levels, "v")
+print("guiding in x or in v is the same:", torch.allclose(in_v.x, guide(a.x, b.x, 3.0)))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Even steps in what?** Make a schedule in which *logsnr* falls in a straight line from 10 to -10, and draw its angle
+#    against $t$. Where does a sampler with 4 equal steps in time now spend its steps? *Hint: subclass `Schedule` and return
+#    `torch.sigmoid(logsnr).sqrt()` as $\alpha$; which sigmoid is $\sigma^2$?*
+# 2. **Zero terminal SNR.** Repair the table: shift $\sqrt{\bar\alpha}$ (the square root of `alphas_cumprod`) so that its last entry
+#    is 0, scale it so that its first entry is what it was, and square it. Draw the last two figures again. *Hint: one line,
+#    $(a - a_T) \cdot a_1 / (a_1 - a_T)$. What must now not be predicted at $t = 1$?*
+# 3. **The other target.** Papers on progressive distillation write the target for $x$,
+#    $\tilde x = (z_s - \tfrac{\sigma_s}{\sigma_t} z_t) / (\alpha_s - \tfrac{\sigma_s}{\sigma_t} \alpha_t)$. Show that it is $\alpha_t z_t - \sigma_t \tilde v$
+#    with our $\tilde v$: first with numbers, then on paper. *Hint: multiply above and below by $\sigma_t$ and look for $\sin(\phi_t - \phi_s)$.*
+# 4. **Is $v$ really perpendicular to $z$?** Compute the cosine of the angle between $z_t$ and $v$ for the images above. Why is it not
+#    exactly 0, although the circle says so? *Hint: the picture takes $x$ and $\varepsilon$ as perpendicular and equally long.
+#    How true is that with these pixels?*
+#
+# ## What to try next
+#
+# [Notebook 02](02_guided_teacher.ipynb) trains a network to predict $v$ on these images, with and without the class, and guides it.
+
+# %%
+for key, value in provenance(dataset=dataset, profile=profile, seed=seed, data=data.hash).items():
+    print(f"{key}: {value}")
