@@ -45,7 +45,7 @@ def read_card(folder: str | Path) -> dict:
     try:
         card = json.loads((Path(folder) / "card.json").read_text())
         card["about"], card["model"], card["sha256"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} holds no finished model of cfgdistill (its card.json is missing or "
             "unreadable): train it first, or name the folder that `train` wrote."
@@ -81,13 +81,22 @@ def load_weights(model: nn.Module, folder: str | Path, about: dict | None = None
 def refuse_other(folder: Path, found: dict | None, wanted: dict) -> None:
     """ValueError where a folder holds the work of another recipe, naming the first difference."""
     # Through JSON, as the file went: tuples become lists.
-    wanted, found = json.loads(json.dumps(wanted)), found or {}
+    wanted, found = _flat(json.loads(json.dumps(wanted))), _flat(found or {})
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
             raise ValueError(
                 f"{folder} holds another run: {key} is {found.get(key)!r} there and "
                 f"{wanted.get(key)!r} here. Choose another folder, or delete this one."
             )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """{"net": {"size": 8}} -> {"net.size": 8}, so that a difference can be named shortly."""
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict) -> None:

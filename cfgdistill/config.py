@@ -27,7 +27,8 @@ class Recipe:
     ema: float = 0.995  # running average of the teacher's and the stage-one student's weights
     drop: float = 0.1  # condition dropout of the teacher
     w_max: float = 4.0  # students learn w in [0, w_max]
-    w_power: float = 2.0  # w = w_max u^w_power, u uniform; 1 is the paper's uniform w
+    w_power: float = 3.0  # w = w_max u^w_power, u uniform; 1 is the paper's uniform w
+    balanced: bool = True  # whether stage one divides its loss by (1 + w)^2
     w_rate: float = 10.0  # the w projection of stage one learns this many times faster
     seed: int = 0
 
@@ -47,10 +48,10 @@ class Recipe:
 RECIPES = (
     #      data set   profile   channels              layers batch clf.  teacher stage_one halving start samples images
     Recipe("digits",  "smoke",  (16, 32),             1,     64,   60,   60,     30,       15,     8,    100,    None),
-    Recipe("digits",  "laptop", (24, 48),             1,     64,   400,  1500,   600,      250,    16,   500,    None),
+    Recipe("digits",  "laptop", (24, 48),             1,     64,   400,  1500,   800,      250,    16,   400,    None),
     Recipe("digits",  "colab",  (64, 128),            2,     256,  2000, 20000,  8000,     4000,   64,   5000,   None),
     Recipe("digits",  "paper",  (64, 128),            2,     256,  2000, 100000, 50000,    50000,  512,  10000,  None),
-    Recipe("cifar10", "smoke",  (16, 32),             1,     32,   10,   10,     6,        3,      4,    40,     500),
+    Recipe("cifar10", "smoke",  (8, 16),              1,     32,   10,   10,     6,        3,      8,    10,     500),
     Recipe("cifar10", "laptop", (32, 64, 64),         1,     64,   1000, 3000,   1000,     400,    16,   1000,   None),
     Recipe("cifar10", "colab",  (128, 256, 256),      2,     128,  4000, 30000,  8000,     3000,   64,   10000,  None),
     Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  None),

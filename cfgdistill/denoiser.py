@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from cfgdistill.parameterization import PREDICTION_TYPES, Prediction, convert
-from cfgdistill.schedules import Example, Schedule, per_example
+from cfgdistill.schedules import Example, Number, Schedule, per_example
 
 
 class Denoiser(nn.Module):
@@ -44,9 +44,9 @@ class Denoiser(nn.Module):
     def forward(
         self,
         z: Example,
-        t: float | Tensor,
+        t: Number,
         cond: Tensor | None = None,
-        w: float | Tensor | None = None,
+        w: Number | None = None,
     ) -> Prediction:
         """z [b, *d], t [b] in [0, 1], cond [b, ...], w [b] -> Prediction, each part [b, *d]."""
         t = per_example(t, z)
@@ -84,7 +84,7 @@ class Denoiser(nn.Module):
             "num_classes": self.num_classes,
         }
 
-    def check(self, steps: int, cond: Tensor | None, w: float | Tensor | None) -> None:
+    def check(self, steps: int, cond: Tensor | None, w: Number | None) -> None:
         """One sentence about a request this model was not trained for, before any work is done."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}.")
@@ -104,11 +104,11 @@ class Denoiser(nn.Module):
             check_w(w, *self.w_range)
 
 
-def check_w(w: float | Tensor, low: float, high: float) -> None:
+def check_w(w: Number, low: float, high: float) -> None:
     """Guidance weights must lie in [low, high]."""
     smallest, largest = (w, w) if not isinstance(w, Tensor) else (w.min().item(), w.max().item())
-    if smallest < low or largest > high:
-        worst = smallest if smallest < low else largest
+    if not low <= smallest <= largest <= high:  # so written, NaN is refused as well
+        worst = largest if largest > high else smallest
         raise ValueError(
             f"w = {worst:g} is outside [{low:g}, {high:g}]: choose a guidance weight in that range "
             "(w = 0 is no guidance; diffusers' guidance_scale is 1 + w)."

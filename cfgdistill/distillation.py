@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cfgdistill.parameterization import Prediction
 from cfgdistill.sampling import ddim_step, implied_v
-from cfgdistill.schedules import Example, PerExample, expand, per_example
+from cfgdistill.schedules import Example, Number, PerExample, expand, per_example
 
 Weighting = Callable[[PerExample], PerExample]
 
@@ -31,6 +31,15 @@ def truncated_snr(logsnr: PerExample) -> PerExample:
 def snr_plus_one(logsnr: PerExample) -> PerExample:
     """omega = SNR + 1, the v error itself."""
     return torch.ones_like(logsnr)
+
+
+def balance(w: PerExample) -> PerExample:
+    """1 / (1 + w)^2, a factor on the loss that makes errors relative to the size of the target.
+
+    Guidance multiplies the teacher's answer by up to 1 + w, and the squared error by its square.
+    Without this factor the large w make nearly all of the gradient (see notebook 03).
+    """
+    return 1 / (1 + w).square()
 
 
 def weighted_error(
@@ -62,8 +71,8 @@ def guidance_matching_loss(
     teacher,
     x: Example,
     cond: Tensor | None,
-    w: float | Tensor,
-    t: float | Tensor,
+    w: Number,
+    t: Number,
     *,
     eps: Example | None = None,
     weighting: Weighting = snr_plus_one,
@@ -80,10 +89,10 @@ def guidance_matching_loss(
 def progressive_target(
     teacher,
     z: Example,
-    t: float | Tensor,
-    s: float | Tensor,
+    t: Number,
+    s: Number,
     cond: Tensor | None = None,
-    w: float | Tensor | None = None,
+    w: Number | None = None,
 ) -> Example:
     """The v whose one step t -> s equals two teacher steps t -> (t + s)/2 -> s, [b, *d].
 
@@ -102,9 +111,9 @@ def progressive_loss(
     teacher,
     x: Example,
     cond: Tensor | None,
-    w: float | Tensor | None,
-    t: float | Tensor,
-    s: float | Tensor,
+    w: Number | None,
+    t: Number,
+    s: Number,
     *,
     eps: Example | None = None,
     weighting: Weighting = snr_plus_one,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cfgdistill.denoiser import Denoiser, check_labels, check_w
 from cfgdistill.parameterization import Prediction, convert
-from cfgdistill.schedules import Example, PerExample, Schedule, expand, per_example
+from cfgdistill.schedules import Example, Number, PerExample, Schedule, expand, per_example
 
 
 def guide(cond, uncond, w):
@@ -42,7 +42,7 @@ class GuidedDenoiser(nn.Module):
     def nfe(self, count: int) -> None:
         self.denoiser.nfe = count
 
-    def forward(self, z: Example, t: float | Tensor, cond: Tensor, w: float | Tensor) -> Prediction:
+    def forward(self, z: Example, t: Number, cond: Tensor, w: Number) -> Prediction:
         """z [b, *d], t [b], cond [b, ...], w [b] -> Prediction. Costs two evaluations."""
         t, w = per_example(t, z), per_example(w, z)
         null = torch.as_tensor(self.null, dtype=cond.dtype, device=cond.device).expand_as(cond)
@@ -54,7 +54,7 @@ class GuidedDenoiser(nn.Module):
         v = guide(v_cond, v_uncond, expand(w, z))
         return convert(v, z, *self.schedule.alpha_sigma(t), "v")
 
-    def check(self, steps: int, cond: Tensor | None, w: float | Tensor | None) -> None:
+    def check(self, steps: int, cond: Tensor | None, w: Number | None) -> None:
         """As `Denoiser.check`. A guided pair takes any number of steps and any w >= 0."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}.")
@@ -97,11 +97,11 @@ def embed_w(w: PerExample, dim: int) -> Float[Tensor, " b dim"]:
     return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
-def w_from_scale(guidance_scale: float) -> float:
+def w_from_scale(guidance_scale: int | float) -> float:
     """diffusers' guidance_scale (1 = no guidance) as the paper's w (0 = no guidance)."""
     return guidance_scale - 1
 
 
-def scale_from_w(w: float) -> float:
+def scale_from_w(w: int | float) -> float:
     """The paper's w as diffusers' guidance_scale."""
     return 1 + w

@@ -59,10 +59,11 @@ def classification_loss(classifier, x, cond, draw) -> Tensor:
 class Judge:
     """A feature net with the statistics of one reference split; memory does not grow with n.
 
-    judge(x, labels) -> frechet distance, share of samples that are of their class.
+    judge(x, labels) -> frechet distance, share of samples that are of their class. Any module will
+    do that gives features [b, num_features] when called and class logits [b, k] by `logits`.
     """
 
-    def __init__(self, classifier: Classifier, reference: Data, batch: int = 1000):
+    def __init__(self, classifier: nn.Module, reference: Data, batch: int = 1000):
         from torchmetrics.classification import MulticlassAccuracy
         from torchmetrics.image.fid import FrechetInceptionDistance
 

@@ -94,6 +94,9 @@ def quality_against_nfe(rows: Sequence[dict], value: str = "frechet_distance") -
             axis.plot(*zip(*own, strict=True), marker=marker, color=color, label=label)
         axis.set(xscale="log", yscale="log", title=f"w = {w:g}", xlabel="network evaluations (NFE)")
         axis.set_xticks([1, 4, 16, 64, 256], [1, 4, 16, 64, 256])
-    axes[0][0].set_ylabel(value.replace("_", " "))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(which="minor", labelsize=8)
+    axes[0][0].set_ylabel(value.replace("_", " ").capitalize())
     axes[0][0].legend(frameon=False)
     return fig

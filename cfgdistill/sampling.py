@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfgdistill.parameterization import Prediction
-from cfgdistill.schedules import Example, PerExample, Schedule, expand
+from cfgdistill.schedules import Example, Number, PerExample, Schedule, expand, per_example
 
 
 def ddim_step(pred: Prediction, s: PerExample, schedule: Schedule) -> Example:
@@ -35,28 +35,28 @@ def implied_v(
 
 
 def ddim(
-    denoiser, z: Example, steps: int, cond: Tensor | None = None, w: float | Tensor | None = None
+    denoiser, z: Example, steps: int, cond: Tensor | None = None, w: Number | None = None
 ) -> Iterator[Example]:
     """From noise z [b, *d] at t = 1 down to data, in equal steps of time; yields every z.
 
     The last one is the sample. Costs `steps` calls of the denoiser.
     """
     denoiser.check(steps, cond, w)  # here, not in the generator: at the call, not at the first z
-    return _walk(denoiser, z, torch.linspace(1, 0, steps + 1).tolist(), cond, w)
+    return _walk(denoiser, z, [i / steps for i in range(steps, -1, -1)], cond, w)
 
 
 def ddim_encode(
-    denoiser, x: Example, steps: int, cond: Tensor | None = None, w: float | Tensor | None = None
+    denoiser, x: Example, steps: int, cond: Tensor | None = None, w: Number | None = None
 ) -> Iterator[Example]:
     """The same flow upwards: from data x [b, *d] at t = 0 to the noise that decodes to it."""
     denoiser.check(steps, cond, w)
-    return _walk(denoiser, x, torch.linspace(0, 1, steps + 1).tolist(), cond, w)
+    return _walk(denoiser, x, [i / steps for i in range(steps + 1)], cond, w)
 
 
-@torch.no_grad()
 def _walk(denoiser, z, times, cond, w):
     for t, s in pairwise(times):
-        z = ddim_step(denoiser(z, t, cond, w), z.new_full((len(z),), s), denoiser.schedule)
+        with torch.no_grad():  # not around the yield: there the caller's code runs
+            z = ddim_step(denoiser(z, t, cond, w), per_example(s, z), denoiser.schedule)
         yield z
 
 

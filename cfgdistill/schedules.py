@@ -13,6 +13,7 @@ from torch import Tensor
 
 PerExample = Float[Tensor, " b"]
 Example = Float[Tensor, " b *d"]
+Number = int | float | Tensor  # one number for all examples, or a tensor [b] with one for each
 
 LOGSNR_LIMIT = 20.0  # as in the official progressive-distillation code; log(alpha_1) is -inf
 
@@ -22,8 +23,8 @@ def expand(a: PerExample, like: Example) -> Tensor:
     return a.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def per_example(value: float | Tensor, like: Example) -> PerExample:
-    """One number for all examples, or one for each, as a [b] tensor beside `like`."""
+def per_example(value: Number, like: Example) -> PerExample:
+    """A Number as a [b] tensor beside `like`."""
     value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     if value.ndim > 1 or value.ndim == 1 and len(value) != len(like):
         raise ValueError(

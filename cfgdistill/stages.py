@@ -29,10 +29,8 @@ from cfgdistill.unets import add_w_conditioning, build_unet
 
 
 def home(recipe: Recipe, out: str | Path) -> Path:
-    """The folder of a recipe's models, with the recipe written into it."""
-    folder = Path(out) / recipe.name
-    write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=1))
-    return folder
+    """The folder of a recipe's models."""
+    return Path(out) / recipe.name
 
 
 def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier:
@@ -50,6 +48,7 @@ def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier:
             batch=recipe.batch,
             rate=2e-3,
             seed=recipe.seed,
+            notes={"recipe": asdict(recipe)},
             folder=home(recipe, out) / "classifier",
             about={"data": data.hash},
         )
@@ -73,6 +72,7 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
             rate=recipe.rate,
             seed=recipe.seed,
             ema=recipe.ema,
+            notes={"recipe": asdict(recipe)},
             folder=home(recipe, out) / "teacher",
             about={"data": data.hash, "net": teacher.describe(), "drop": recipe.drop},
         )
@@ -89,7 +89,10 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
         train(
             student,
             stage_one_loss(
-                GuidedDenoiser(teacher, data.num_classes), w_range, w_power=recipe.w_power
+                GuidedDenoiser(teacher, data.num_classes),
+                w_range,
+                w_power=recipe.w_power,
+                balanced=recipe.balanced,
             ),
             data,
             name="stage-one",
@@ -99,11 +102,13 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
             faster={"cond_proj": recipe.w_rate},
             seed=recipe.seed,
             ema=recipe.ema,
+            notes={"recipe": asdict(recipe)},
             folder=home(recipe, out) / "stage-one",
             about={
                 "teacher": read_card(home(recipe, out) / "teacher")["sha256"],
                 "w_range": w_range,
                 "w_power": recipe.w_power,
+                "balanced": recipe.balanced,
             },
         )
     )
@@ -122,6 +127,7 @@ def train_stage_two(recipe: Recipe, data: Data, out: str | Path) -> Iterator[Den
         rate=recipe.rate_two,
         seed=recipe.seed,
         w_power=recipe.w_power,
+        notes={"recipe": asdict(recipe)},
         folder=home(recipe, out) / "stage-two",
         about={
             "teacher": read_card(home(recipe, out) / "stage-one")["sha256"],
@@ -155,7 +161,7 @@ def evaluate_rows(
     kept = json.loads(file.read_text()) if file.exists() else {}
     rows = []
     for n, w in itertools.product(steps, weights):
-        about = [model, n, w, recipe.samples, recipe.seed]
+        about = [data.hash[:16], model, n, w, recipe.samples, recipe.seed]
         key = "/".join([fingerprint(denoiser), fingerprint(judge.classifier), *map(str, about)])
         if key not in kept:
             row = evaluate(

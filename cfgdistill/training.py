@@ -99,14 +99,18 @@ def stage_one_loss(
     w_range: tuple[float, float],
     *,
     w_power: float = 1.0,
+    balanced: bool = False,
     weighting: Weighting = snr_plus_one,
 ) -> Loss:
-    """Guidance matching at random w (see `sample_w`) and t ~ U[0, 1]."""
+    """Guidance matching at random w (see `sample_w`) and t ~ U[0, 1]; `balanced`: see `balance`."""
 
     def loss(student, x, cond, draw):
         w, t = sample_w(draw.uniform(), w_range, w_power), draw.uniform()
         eps = draw.normal(x.shape[1:])
-        return guidance_matching_loss(student, teacher, x, cond, w, t, eps=eps, weighting=weighting)
+        losses = guidance_matching_loss(
+            student, teacher, x, cond, w, t, eps=eps, weighting=weighting
+        )
+        return balance(w) * losses if balanced else losses
 
     return loss
 
@@ -114,15 +118,19 @@ def stage_one_loss(
 def stage_two_loss(
     teacher,
     steps: int,
-    w_range: tuple[float, float],
+    w_range: tuple[float, float] | None,
     *,
     w_power: float = 1.0,
     weighting: Weighting = snr_plus_one,
 ) -> Loss:
-    """Progressive distillation to N = `steps` steps: i/N -> (i - 1)/N, i uniform in 1 .. N."""
+    """Progressive distillation to N = `steps` steps: i/N -> (i - 1)/N, i uniform in 1 .. N.
+
+    Without a w range the networks take no w: plain progressive distillation.
+    """
 
     def loss(student, x, cond, draw):
-        w, i = sample_w(draw.uniform(), w_range, w_power), draw.integers(steps).to(x) + 1
+        w = sample_w(draw.uniform(), w_range, w_power) if w_range is not None else None
+        i = draw.integers(steps).to(x) + 1
         eps = draw.normal(x.shape[1:])
         return progressive_loss(
             student, teacher, x, cond, w, i / steps, (i - 1) / steps, eps=eps, weighting=weighting
@@ -148,6 +156,7 @@ def train(
     ema: float = 0.0,
     folder: str | Path | None = None,
     about: dict | None = None,
+    notes: dict | None = None,
     save_every: int = 200,
     accelerator=None,
 ) -> Iterator[Update]:
@@ -160,7 +169,8 @@ def train(
 
     With a `folder`, work is kept there: a finished model is loaded and nothing is yielded, an
     unfinished one is resumed. `about` (JSON) is stored with the weights, and a folder that holds
-    something else is refused with a ValueError. Closing the generator, or Ctrl-C, saves first.
+    something else is refused with a ValueError; `notes` (JSON) are stored and not compared. Closing
+    the generator, or Ctrl-C, saves first.
     A loss that is not finite raises FloatingPointError and leaves the last checkpoint untouched.
     """
     from accelerate import Accelerator
@@ -215,8 +225,8 @@ def train(
         leave=False,
     )
     try:
-        with _interrupt_between_updates() as interrupted:
-            while run.done < updates:
+        while run.done < updates:
+            with _interrupt_after_update() as interrupted:
                 started = time.perf_counter()
                 draw = Draw((seed, name, run.done), batch, share, accelerator.device)
                 x, cond = data.batch(draw.integers(len(data)), draw.uniform())
@@ -226,8 +236,7 @@ def train(
                 if not math.isfinite(mean):
                     raise FloatingPointError(
                         f"The loss became {mean} at update {run.done + 1} of {name}. "
-                        + run.where_saved()
-                        + " Try a lower learning rate."
+                        f"{run.where_saved()} Try a lower learning rate."
                     )
                 rate_now = rate * min(1, (run.done + 1) / 50) * (1 - run.done / updates)
                 for group in optimizer.param_groups:
@@ -240,17 +249,16 @@ def train(
                     average.step(run.net.parameters())
                 run.seconds += time.perf_counter() - started
                 run.losses.append(mean)
-                bar.update()
+                if interrupted() or run.done % save_every == 0:
+                    run.save()
                 if interrupted():
-                    run.save()
                     raise KeyboardInterrupt(f"Stopped in {name}. {run.where_saved()}")
-                if run.done % save_every == 0 and run.done < updates:
-                    run.save()
-                try:
-                    yield Update(run.done, mean, rate_now)
-                except GeneratorExit:
-                    run.save()
-                    raise
+            bar.update()
+            try:
+                yield Update(run.done, mean, rate_now)
+            except GeneratorExit:
+                run.save()
+                raise
     finally:
         bar.close()
         model.net = accelerator.unwrap_model(model.net, keep_fp32_wrapper=False)
@@ -258,7 +266,7 @@ def train(
     if average is not None:
         average.copy_to(model.net.parameters())
     if folder is not None and accelerator.is_main_process:
-        run.finish(model)
+        run.finish(model, notes or {})
     accelerator.wait_for_everyone()
 
 
@@ -286,6 +294,7 @@ def distill_progressively(
     weighting: Weighting = snr_plus_one,
     folder: str | Path | None = None,
     about: dict | None = None,
+    notes: dict | None = None,
     accelerator=None,
 ) -> Iterator[Denoiser]:
     """Stage two, the halving loop: yields the finished students of start, start/2, ..., 1 steps.
@@ -308,6 +317,7 @@ def distill_progressively(
             seed=seed,
             folder=None if folder is None else Path(folder) / f"steps-{steps}",
             about=about,
+            notes=notes,
             accelerator=accelerator,
         ):
             pass
@@ -383,9 +393,9 @@ class _Run:
         if state["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def finish(self, model) -> None:
+    def finish(self, model, notes: dict) -> None:
         """The finished model takes the place of the training state."""
-        card = {
+        card = notes | {
             "minutes": round(self.seconds / 60, 2),
             "losses": [float(f"{v:.4g}") for v in self.losses],
         }
@@ -394,8 +404,11 @@ class _Run:
 
 
 @contextmanager
-def _interrupt_between_updates() -> Iterator[Callable[[], bool]]:
+def _interrupt_after_update() -> Iterator[Callable[[], bool]]:
     """Hold Ctrl-C back until the update is complete; a second Ctrl-C acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may set a signal handler
+        return
     requested = False
 
     def request(number, frame):
@@ -403,9 +416,6 @@ def _interrupt_between_updates() -> Iterator[Callable[[], bool]]:
         requested = True
         signal.signal(signal.SIGINT, before)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may set a signal handler
-        return
     before = signal.signal(signal.SIGINT, request)
     try:
         yield lambda: requested

@@ -103,6 +103,8 @@ def load(folder: str | Path) -> Denoiser:
     """The denoiser that `train` left in a folder, with its schedule, steps and w range."""
     card = read_card(folder)
     model = dict(card["model"])
+    if "net" not in model:
+        raise ValueError(f"{folder} holds no denoiser but a classifier: name another folder.")
     net, schedule = dict(model.pop("net")), model.pop("schedule")
     kind = one_of("network", net.pop("net"), ("ClassUNet", "MLP"))
     one_of("schedule", schedule, ("CosineSchedule",))

@@ -170,12 +170,12 @@ axis.bar([f"{i}/{N} to {i - 1}/{N}" for i in range(N, 0, -1)], misses, color=COL
 axis.set(ylabel="distance to $z_s$", xlabel="interval")
 show(
     fig,
-    alt="Bars of the distance by which the wrong target misses z_s in the four intervals: largest in the "
-    "first, smaller towards the data, and zero in the last.",
+    alt="Bars of the distance by which the wrong target misses z_s in the four intervals: it grows from the "
+    "first to the third, and is zero in the last.",
 )
 
 # %% [markdown]
-# It misses everywhere but in the last interval. There $\sigma_s = 0$, the noise drops out, and the teacher's
+# It misses everywhere but in the last interval, and most of all in the one before it. In the last one $\sigma_s = 0$, the noise drops out, and the teacher's
 # second $x$ *is* the answer. A test that looks only at the last step, or only at $N = 1$, passes.
 #
 # ## The halving loop
@@ -263,7 +263,9 @@ weights = (0.0, 1.0, 3.0)
 def column(w):
     samples = dict(shape=data.shape, labels=wanted, w=w, seed=seed)
     lines = {
-        f"teacher, {steps} steps, {2 * steps} NFE": generate(teacher, steps=steps, **samples)
+        f"teacher, {steps} step{'s' * (steps > 1)}, {2 * steps} NFE": generate(
+            teacher, steps=steps, **samples
+        )
         for steps in (128, 4, 1)
     }
     for steps in shown:
@@ -284,7 +286,7 @@ show(
 
 # %% [markdown]
 # Compare the first line with the last. From the same noise the one-step student draws nearly what its
-# teacher's teacher's teacher drew with 256 evaluations. The teacher itself, told to make do with one step,
+# teacher's teacher's teacher would draw with many. The teacher itself, told to make do with one step,
 # can only answer with a blur: its prediction at $t = 1$ is an average over everything the noise might
 # become.
 #
@@ -353,7 +355,7 @@ show(
 # noise?** (Root mean square over pixels in $[-1, 1]$.)
 
 # %%
-labels = torch.arange(min(200, recipe.samples)) % 10
+labels = torch.arange(min(60, recipe.samples)) % 10
 arguments = dict(shape=data.shape, labels=labels, seed=seed)
 print("model          NFE |" + "".join(f"  w = {w:g}" for w in weights))
 reference = {w: generate(teacher, steps=128, w=w, **arguments) for w in weights}

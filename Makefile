@@ -1,0 +1,68 @@
+# Everything starts here: `make demo` and `make test` make their own environment in .venv.
+
+DATASET ?= digits
+PROFILE ?= laptop
+OUT ?= out/demo
+NAMES ?=
+
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help env demo test notebooks lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train and distil on real images, then print what came out (minutes)"
+	@echo "                choose with DATASET=digits|cifar10 PROFILE=smoke|laptop|colab|paper OUT=$(OUT)"
+	@echo "make test       lint, the fast tests, and every notebook at the smoke profile"
+	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
+	@echo "make lint       ruff, check and format"
+	@echo "make env        only the environment, .venv"
+	@echo "make clean      delete caches and out/, with the models trained there"
+	@echo "On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes the"
+	@echo "installation much smaller."
+
+env: $(STAMP)
+
+# Made once, and again when the dependencies change.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	if ! test -x $(BIN)/python; then \
+	  found=; \
+	  for python in python3.11 python3.12 python3.13 python3; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      found=$$python; break; \
+	    fi; \
+	  done; \
+	  if test -z "$$found"; then \
+	    echo "No Python 3.11 or newer was found: install one, then run the same command."; exit 1; \
+	  fi; \
+	  if ! $$found -c 'import venv, ensurepip' 2>/dev/null; then \
+	    echo "$$found has no venv module: on Debian and Ubuntu, run 'sudo apt install python3-venv' first."; \
+	    exit 1; \
+	  fi; \
+	  echo "Making .venv with $$found"; \
+	  $$found -m venv .venv; \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python tests/course.py demo --dataset '$(DATASET)' --profile '$(PROFILE)' --out '$(OUT)'
+
+# pytest comes last, so that its own summary is the last line.
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests --jaxtyping-packages=cfgdistill,beartype.beartype
+
+notebooks: $(STAMP)
+	@$(BIN)/python tests/course.py build $(NAMES) --dataset '$(DATASET)' --profile '$(PROFILE)'
+
+lint: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf out .pytest_cache .ruff_cache
+	find cfgdistill data notebooks tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,14 @@
+"""What all tests share. Nothing of cfgdistill is imported here: the shape checks come first."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Notebooks last: what fails in a second should not be heard of after ten minutes."""
+    items.sort(key=lambda item: item.path.name == "test_course.py")
+
+
+@pytest.fixture(scope="session")
+def course_out(tmp_path_factory):
+    """One `out` for all notebooks, so that 03 and 04 find the teacher that 02 trained."""
+    return tmp_path_factory.mktemp("out")

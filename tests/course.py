@@ -1,0 +1,407 @@
+"""The notebooks as a command: `python tests/course.py build | check | run | demo`.
+
+build  script -> executed .ipynb beside it        run   execute scripts with papermill
+check  is every .ipynb what its script says?      demo  run the pixel track, print its table
+
+The script is the source, always. Nothing here compares file times, as `jupytext --sync` does.
+"""
+
+import argparse
+import ast
+import copy
+import difflib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKED = "# NBVAL_CHECK_OUTPUT"
+# What a kernel says about itself, less its version: that would change with every reader.
+LANGUAGE = {
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "nbconvert_exporter": "python",
+    "pygments_lexer": "ipython3",
+}
+
+
+# ---- scripts --------------------------------------------------------------------------------
+
+
+def select(folder: Path, names: list[str]) -> list[Path]:
+    """The scripts of a folder in order; names may be shortened ("02"), no names mean all."""
+    scripts = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    if not scripts:
+        raise SystemExit(f"There are no notebook scripts in {folder}.")
+    chosen = set(scripts)
+    if names:
+        chosen = {full for name in names for full in scripts if full.startswith(Path(name).stem)}
+        for name in names:
+            if not any(full.startswith(Path(name).stem) for full in scripts):
+                raise SystemExit(_no_such("notebook", name, scripts))
+    return [scripts[name] for name in sorted(chosen)]
+
+
+def _no_such(kind: str, name: str, names) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"There is no {kind} {name!r}: {hint}The {kind}s are {', '.join(sorted(names))}."
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parameters_of(notebook) -> set[str]:
+    """The names that the cell tagged `parameters` assigns."""
+    names = set()
+    for cell in code_cells(notebook):
+        if "parameters" in cell.metadata.get("tags", []):
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.Assign):
+                    names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def source_hash(cell) -> str:
+    return hashlib.sha256(cell.source.encode()).hexdigest()
+
+
+# ---- execution ------------------------------------------------------------------------------
+
+
+def kernel_environment(folder: Path) -> dict[str, str]:
+    """The variable under which the kernel `python3` is this interpreter, and keeps quiet.
+
+    A kernel of the same name in the user's home, or start-up files of IPython there, would
+    otherwise come first. What is set for the kernel alone leaves papermill's own bar alone.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+
+    spec = folder / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True, exist_ok=True)
+    kernel = get_kernel_dict()
+    kernel["argv"][0] = sys.executable  # it may only say "python"
+    # A kernel that is told to stop complains about its closed sockets, with a traceback.
+    kernel["argv"].append("--log-level=50")
+    kernel["env"] = {
+        "CI": "1",  # no progress bars of training among the outputs
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "TQDM_DISABLE": "1",
+    }
+    spec.write_text(json.dumps(kernel))
+    before = os.environ.get("JUPYTER_PATH")
+    return {"JUPYTER_PATH": f"{folder}{os.pathsep}{before}" if before else str(folder)}
+
+
+def execute(notebook, title: str, *, cwd: Path, parameters=None, output: Path | None = None):
+    """The executed notebook. A failing cell ends the program with the cell and its error."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError, execute_notebook
+
+    quiet = bool(os.environ.get("CI"))
+    if not quiet:
+        print(f"{title} ...", flush=True)
+    started = time.monotonic()
+    # papermill takes { } in a path for the name of a parameter.
+    target = None if output is None else str(output).replace("{", "{{").replace("}", "}}")
+    try:
+        done = execute_notebook(
+            copy.deepcopy(notebook),
+            target,
+            parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=sys.stderr.isatty() and not quiet,
+            cwd=cwd,
+            coalesce_streams=True,
+        )
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
+        cell = "\n".join("    " + line for line in error.source.splitlines())
+        raise SystemExit(
+            f"{title} failed in this cell:\n\n{cell}\n\n{error.ename}: {error.evalue}"
+        ) from None
+    except DeadKernelError:
+        raise SystemExit(f"{title} failed: its kernel was killed. Is memory short?") from None
+    print(f"{title}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    return done
+
+
+def build(script: Path, out: Path) -> None:
+    """Execute a script and write the .ipynb beside it, as a whole or not at all.
+
+    Only outputs are taken from the execution: everything else is the script's, so that the same
+    script gives the same file. The kernel works beside `out` and calls it by its last name, so
+    that no path of this machine is printed.
+    """
+    notebook = jupytext.read(script)
+    os.environ["CFGDISTILL_OUT"] = out.name
+    executed = execute(notebook, script.stem, cwd=out.parent)
+    for index, (cell, done) in enumerate(zip(notebook.cells, executed.cells, strict=True)):
+        cell.id = f"cell-{index:02d}"
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+            cell.metadata["source_sha256"] = source_hash(cell)
+    notebook.metadata.pop("jupytext", None)
+    notebook.metadata["language_info"] = LANGUAGE
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    nbformat.validate(notebook)
+    temporary = script.with_suffix(".ipynb.tmp")
+    nbformat.write(notebook, temporary)
+    os.replace(temporary, script.with_suffix(".ipynb"))
+
+
+def run(scripts: list[Path], out: Path, standard: dict, chosen: dict) -> None:
+    """Execute scripts one after another; `standard` parameters go where they are declared."""
+    notebooks = {script.stem: jupytext.read(script) for script in scripts}
+    for name, notebook in notebooks.items():  # all of them, before anything runs
+        declared = parameters_of(notebook)
+        for key in ("profile", *chosen):
+            if key not in declared:
+                raise SystemExit(f"{name}: {_no_such('parameter', key, declared)}")
+    (out / "notebooks").mkdir(parents=True, exist_ok=True)
+    for index, (name, notebook) in enumerate(notebooks.items(), 1):
+        declared = parameters_of(notebook)
+        execute(
+            notebook,
+            f"[{index}/{len(notebooks)}] {name}",
+            cwd=out,
+            parameters={k: v for k, v in standard.items() if k in declared} | chosen,
+            output=out / "notebooks" / f"{name}.ipynb",
+        )
+
+
+# ---- the pairing check ----------------------------------------------------------------------
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """One line for each way in which a pair is not what it should be."""
+    scripts = {path.stem: path for path in folder.glob("*.py")}
+    built = {path.stem: path for path in folder.glob("*.ipynb")}
+    for name in sorted(scripts | built):
+        if name not in built:
+            yield f"{name}: has no .ipynb beside it; run `make notebooks NAMES={name}`."
+        elif name not in scripts:
+            yield f"{name}: has no script beside it; delete the .ipynb or write the script."
+        else:
+            try:
+                pair = jupytext.read(scripts[name]), nbformat.read(built[name], as_version=4)
+                nbformat.validate(pair[1])
+            except (ValueError, SyntaxError, nbformat.ValidationError) as error:
+                yield f"{name}: cannot be read ({str(error).splitlines()[0]})."
+            else:
+                yield from (f"{name}: {problem}" for problem in _problems_of(*pair))
+
+
+def _problems_of(script, built) -> Iterator[str]:
+    if script.metadata.get("kernelspec", {}).get("name") != "python3":
+        yield "its script has no kernelspec header with the name python3."
+    if "profile" not in parameters_of(script):
+        yield "has no cell tagged `parameters` that assigns `profile`."
+    if "widgets" in built.metadata:
+        yield "has metadata.widgets, which breaks GitHub's viewer; build it again."
+    mine, theirs = (
+        [(cell.cell_type, cell.source, _own_metadata(cell)) for cell in notebook.cells]
+        for notebook in (script, built)
+    )
+    for index in range(max(len(mine), len(theirs))):
+        if mine[index : index + 1] != theirs[index : index + 1]:
+            yield f"differs from its script, first in cell {index}; build it again."
+            break
+    compared = 0
+    for number, cell in enumerate(code_cells(built), 1):
+        where = f"code cell {number} ({cell.source.strip().splitlines()[0][:60]!r})"
+        if cell.execution_count != number:
+            yield f"{where} was not executed in order."
+        if cell.metadata.get("source_sha256") != source_hash(cell):
+            yield f"{where} has stale outputs: its text was edited after they were made."
+        compared += cell.source.startswith(CHECKED) and len(cell.outputs) > 0
+        yield from (f"{where} {problem}" for output in cell.outputs for problem in _bad(output))
+    if compared < 2:
+        yield f"has {compared} cells with outputs that {CHECKED} compares; at least 2 are needed."
+
+
+def _own_metadata(cell) -> dict:
+    return {key: value for key, value in cell.metadata.items() if key != "source_sha256"}
+
+
+def _bad(output) -> Iterator[str]:
+    data = output.get("data", {})
+    if output.output_type == "error":
+        yield "ended with an error."
+    if "image/png" in data and not output.metadata.get("image/png", {}).get("alt", "").strip():
+        yield "shows a picture without alt text; use plotting.show(fig, alt=...)."
+    if any("widget" in kind for kind in data):
+        yield "has a widget among its outputs, which is empty without a kernel."
+    text = output.get("text", "") + data.get("text/plain", "")
+    for path in (ROOT, Path.home(), Path(tempfile.gettempdir())):
+        if f"{path}{os.sep}" in text:
+            yield f"prints a path of this machine (below {path})."
+            break
+
+
+# ---- the demo -------------------------------------------------------------------------------
+
+
+def results_table(results: dict) -> str:
+    """results.json as text: a row per model and steps, a column per w."""
+    meta, rows = results["meta"], results["rows"]
+    weights = sorted({row["w"] for row in rows})
+    groups: dict[tuple, dict] = {}
+    for row in rows:
+        model = row["model"] + ("" if row["sampler"] == "ddim" else f", {row['sampler']}")
+        groups.setdefault((model, row["steps"], row["nfe"]), {})[row["w"]] = row
+
+    def numbers(group: dict, value: str, form: str) -> list[str]:
+        return [format(group[w][value], form) if w in group else "-" for w in weights]
+
+    names = [f"w = {w:g}" for w in weights]
+    table = [["model", "steps", "NFE", *names, *names, "ms/image"]]
+    for (model, steps, nfe), group in groups.items():
+        ms = sum(row["ms_per_image"] for row in group.values()) / len(group)
+        distances = numbers(group, "frechet_distance", ".2f")
+        accuracies = numbers(group, "class_accuracy", ".1%")
+        table.append([model, str(steps), str(nfe), *distances, *accuracies, f"{ms:.2f}"])
+    widths = [max(len(line[k]) for line in table) + 2 for k in range(len(table[0]))]
+    heads = " " * sum(widths[:3])
+    for first, head in ((3, "Frechet distance"), (3 + len(weights), "class accuracy")):
+        wanted = len(head) + 2 - sum(widths[first : first + len(weights)])
+        widths[first] += max(0, wanted)
+        heads += head.rjust(sum(widths[first : first + len(weights)]))
+    lines = [
+        "".join(
+            value.rjust(width) if k else value.ljust(width)
+            for k, (value, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
+    floor = f", real against real {meta['real_floor']:.2f}" if meta.get("real_floor") else ""
+    about = [
+        f"{meta['dataset']} at {meta['profile']}, seed {meta['seed']}, commit {meta['git_commit']}",
+        f"Frechet distance to {meta['reference']}, on {meta['feature_net']}, "
+        f"{meta['n_samples']} samples each{floor}",
+        "NFE: network evaluations per image; the guided teacher needs two per step",
+    ]
+    return "\n".join([*about, "", heads, *lines])
+
+
+def demo(scripts: list[Path], out: Path, standard: dict) -> None:
+    """Run the pixel track, convert it to HTML, and print the table of notebook 04."""
+    from nbconvert import HTMLExporter
+
+    started = time.monotonic()
+    models = out / f"{standard['dataset']}-{standard['profile']}"
+    if any(models.glob("**/card.json")):
+        print(f"Trained models found in {models} are loaded; delete the folder to train again.")
+    run(scripts, out, standard, {})
+    (out / "html").mkdir(exist_ok=True)
+    # The default template `lab` drops the alt text of figures.
+    exporter = HTMLExporter(template_name="classic")
+    for script in scripts:
+        notebook = nbformat.read(out / "notebooks" / f"{script.stem}.ipynb", as_version=4)
+        html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": script.stem}})
+        (out / "html" / f"{script.stem}.html").write_text(html, encoding="utf-8")
+    try:
+        results = json.loads((out / "results.json").read_text())
+    except OSError:
+        raise SystemExit(f"{scripts[-1].stem} left no results.json in {out}.") from None
+    print(f"\n{results_table(results)}\n\nWhere to look in {out}:")
+    for name, what in (
+        ("samples.png", "the teacher and the students, from the same noise"),
+        ("quality_vs_nfe.png", "quality against network evaluations"),
+        ("results.json", "the numbers above"),
+        (f"html/{scripts[-1].stem}.html", "the last notebook, as a page; the others beside it"),
+        ("notebooks/", "the executed notebooks"),
+    ):
+        print(f"  {name:<28}{what}" + ("" if (out / name).exists() else "  (missing)"))
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes in all.")
+
+
+# ---- the command line -----------------------------------------------------------------------
+
+
+def _assignment(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # plain text needs no quotes
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", metavar="FOLDER")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("check", help="compare every .ipynb with its script")
+    for verb, profile, out, text in (
+        ("build", "laptop", "out", "execute scripts and write the .ipynb beside them"),
+        ("run", "smoke", "out/run", "execute scripts with papermill"),
+        ("demo", "laptop", "out/demo", "run the pixel track and print its table"),
+    ):
+        command = verbs.add_parser(verb, help=text)
+        if verb != "demo":
+            command.add_argument("names", nargs="*", help="such as 02; default: all")
+        command.add_argument("--dataset", default="digits")
+        command.add_argument("--profile", default=profile)
+        command.add_argument("--out", type=Path, default=Path(out))
+        if verb != "build":
+            command.add_argument("--seed", type=int, default=0)
+        if verb == "run":
+            command.add_argument("-p", type=_assignment, action="append", default=[], dest="chosen")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.verb == "check":
+        found = list(problems(options.notebooks))
+        print("\n".join(found) or "Every notebook is what its script says.")
+        raise SystemExit(1 if found else 0)
+    from cfgdistill.config import get_recipe
+
+    try:
+        get_recipe(options.dataset, options.profile)  # a typo shall not cost a minute
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(kernel_environment(Path(folder)))
+        if options.verb == "build":
+            os.environ["CFGDISTILL_DATASET"] = options.dataset
+            os.environ["CFGDISTILL_PROFILE"] = options.profile
+            for script in select(options.notebooks, options.names):
+                build(script, out)
+            return
+        standard = {key: getattr(options, key) for key in ("dataset", "profile", "seed")}
+        standard["out"] = str(out)
+        if options.verb == "run":
+            scripts = select(options.notebooks, options.names)
+            run(scripts, out, standard, dict(options.chosen))
+        else:
+            track = [path for path in select(options.notebooks, []) if path.stem[:2] <= "04"]
+            demo(track, out, standard)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on where it was.", file=sys.stderr)
+        raise SystemExit(130) from None

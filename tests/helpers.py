@@ -1,0 +1,60 @@
+"""Small networks and schedules that several tests share."""
+
+import math
+
+import torch
+from torch import nn
+
+from cfgdistill.denoiser import Denoiser
+from cfgdistill.schedules import CosineSchedule, DiscreteSchedule
+from cfgdistill.toy import MLP
+
+
+class Wave(nn.Module):
+    """A fixed pseudo-network: smooth, nonlinear, and different for every z, t, cond and w."""
+
+    def forward(self, z, t, cond, w):
+        def wide(a):
+            return a.to(z).reshape(-1, *(1,) * (z.ndim - 1))
+
+        phase = 1.7 * z + 2.3 * wide(t) + z.flip(-1).sin()
+        if cond is not None:
+            phase = phase + 0.9 * wide(cond)
+        if w is not None:
+            phase = phase + 0.4 * wide(w)
+        return phase.sin()
+
+
+def cosine_alphas_cumprod(T: int) -> torch.Tensor:
+    """cos^2(pi t / 2) at t = (k + 1) / T, in float64; the last entry is exactly 0."""
+    table = torch.cos(math.pi / 2 * (torch.arange(T, dtype=torch.float64) + 1) / T) ** 2
+    table[-1] = 0.0
+    return table
+
+
+def linear_alphas_cumprod(T: int) -> torch.Tensor:
+    """Ho et al. 2020: betas from 1e-4 to 0.02 (for T = 1000), so alpha_1 is not quite 0."""
+    betas = torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64)
+    return torch.cumprod(1 - betas, 0)
+
+
+def schedules() -> dict:
+    """One schedule of each kind."""
+    return {"cosine": CosineSchedule(), "discrete": DiscreteSchedule(linear_alphas_cumprod(1024))}
+
+
+def known_alpha_sigma(name: str, t: float) -> tuple[float, float]:
+    """alpha_t and sigma_t of `schedules()`, worked out here (discrete: for multiples of 1/1024)."""
+    if name == "cosine":
+        return math.cos(math.pi / 2 * t), math.sin(math.pi / 2 * t)
+    k = round(1024 * t)
+    kept = 1.0 if k == 0 else linear_alphas_cumprod(1024)[k - 1].item()
+    return math.sqrt(kept), math.sqrt(1 - kept)
+
+
+def tiny_mlp(seed: int = 0, **about) -> Denoiser:
+    """A small toy network with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = MLP(width=16, features=4)
+    return Denoiser(net, CosineSchedule(), "v", num_classes=3, **about)

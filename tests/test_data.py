@@ -1,0 +1,199 @@
+"""Data by name: what is in it, and that it does not change."""
+
+import hashlib
+import io
+import json
+import os
+
+import pytest
+import torch
+
+from cfgdistill.data import CIFAR10_CLASSES, Data, load_data
+
+DIGITS_HASH = {
+    "train": "731f9831a4d1de8d7d987a0fb068e5b77699d01d44293793e7d681d754edb565",
+    "test": "8141bf9b902af36055eb7417364d57513074b25163bb23bd6db4bc26e5c64462",
+}
+
+
+def rows(data):
+    return {bytes(row) for row in data.stored.flatten(1).contiguous().view(torch.uint8).numpy()}
+
+
+# ---- digits ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("split", "n"), [("train", 1438), ("test", 359)])
+def test_digits_are_1797_images_of_8_by_8_and_every_fifth_is_test(split, n):
+    data = load_data("digits", split)
+    assert len(data) == n and data.shape == (1, 8, 8) and data.num_classes == 10
+    assert data.class_names == tuple("0123456789")
+    assert data.labels.dtype == torch.int64 and set(data.labels.tolist()) == set(range(10))
+
+
+def test_digits_splits_are_disjoint_and_together_the_whole():
+    train, test = rows(load_data("digits", "train")), rows(load_data("digits", "test"))
+    assert not train & test and len(train) + len(test) == 1797
+
+
+def test_digits_are_scikit_learns_own():
+    from sklearn.datasets import load_digits
+
+    source, data = load_digits(), load_data("digits", "test")
+    x, labels = data.all()
+    torch.testing.assert_close(x[:, 0], torch.from_numpy(source.images[4::5] / 8 - 1).float())
+    assert labels.tolist() == source.target[4::5].tolist()
+
+
+@pytest.mark.parametrize("split", DIGITS_HASH)
+def test_the_hash_of_the_digits_is_pinned(split):
+    assert load_data("digits", split).hash == DIGITS_HASH[split]
+
+
+def test_digits_reach_from_minus_1_to_1():
+    x, _ = load_data("digits").all()
+    assert x.dtype == torch.float32 and x.min() == -1 and x.max() == 1
+
+
+def test_the_first_images_are_the_first_of_the_split():
+    part, whole = load_data("digits", images=50), load_data("digits")
+    assert len(part) == 50 and torch.equal(part.stored, whole.stored[:50])
+    assert part.hash != whole.hash
+
+
+# ---- the class itself --------------------------------------------------------------------------
+
+
+def little(mirror=False):
+    stored = torch.tensor([[[[0, 4], [8, 16]]], [[[16, 16], [0, 0]]]], dtype=torch.uint8)
+    return Data("little", "train", stored, torch.tensor([1, 0]), ("a", "b"), 16, mirror)
+
+
+def test_whole_numbers_become_values_between_minus_1_and_1():
+    x, labels = little().batch(torch.tensor([0, 1, 0]))
+    assert x[0].tolist() == x[2].tolist() == [[[-1.0, -0.5], [0.0, 1.0]]]
+    assert labels.tolist() == [1, 0, 1]
+
+
+def test_a_mirrored_example_is_flipped_left_to_right_where_u_is_below_a_half():
+    x, _ = little(mirror=True).batch(torch.tensor([0, 0]), torch.tensor([0.4, 0.6]))
+    assert x[0].tolist() == [[[-0.5, -1.0], [1.0, 0.0]]]
+    assert x[1].tolist() == [[[-1.0, -0.5], [0.0, 1.0]]]
+
+
+def test_nothing_is_mirrored_without_u_or_where_it_would_change_the_class():
+    plain, u = little().batch(torch.tensor([0]))[0], torch.zeros(1)
+    assert torch.equal(little(mirror=True).batch(torch.tensor([0]))[0], plain)
+    assert torch.equal(little().batch(torch.tensor([0]), u)[0], plain)
+    assert not load_data("digits").mirror
+
+
+def test_the_hash_is_sha256_of_label_and_pixels_row_by_row():
+    known = hashlib.sha256(bytes([1, 0, 4, 8, 16, 0, 16, 16, 0, 0])).hexdigest()
+    assert little().hash == known
+
+
+# ---- toy ---------------------------------------------------------------------------------------
+
+
+def test_toy_has_two_dimensions_three_classes_and_disjoint_splits():
+    train, test = load_data("toy"), load_data("toy", "test")
+    assert (len(train), len(test)) == (8000, 2000)
+    assert train.shape == (2,) and train.num_classes == 3
+    assert not rows(train) & rows(test)
+    x, labels = train.all()
+    assert torch.equal(x, train.stored) and labels.max() == 2
+
+
+def test_toy_is_the_same_every_time():
+    assert load_data("toy").hash == load_data("toy").hash != load_data("toy", "test").hash
+
+
+# ---- cifar10 -----------------------------------------------------------------------------------
+
+CIFAR10_TEST_HASH = "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"
+
+
+@pytest.mark.skipif(
+    not os.environ.get("CFGDISTILL_DATA"),
+    reason="CIFAR-10 is not here: set CFGDISTILL_DATA to the folder that holds cifar10/",
+)
+def test_the_cifar10_test_split_has_its_known_bytes_and_1000_images_of_each_class():
+    data = load_data("cifar10", "test")
+    assert data.hash == CIFAR10_TEST_HASH
+    assert torch.bincount(data.labels).tolist() == [1000] * 10
+    assert data.shape == (3, 32, 32) and data.levels == 255 and data.mirror
+    assert data.class_names[3] == "cat" and len(data.class_names) == 10
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """The cache of `datasets` in a folder of this test."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_parquet(folder, n=7, split="train"):
+    """n images in the hub's layout; image i has red i, green 10 i, blue 255 and label i mod 10."""
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
+
+    def png(i):
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), (i, 10 * i, 255)).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table(
+        {
+            "img": pyarrow.array([png(i) for i in range(n)], image),
+            "label": pyarrow.array([i % 10 for i in range(n)], pyarrow.int64()),
+        }
+    )
+    names = {"names": list(CIFAR10_CLASSES), "_type": "ClassLabel"}
+    info = json.dumps({"info": {"features": {"img": {"_type": "Image"}, "label": names}}})
+    table = table.replace_schema_metadata({"huggingface": info})
+    folder = folder / "cifar10" / "plain_text"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{split}-00000-of-00001.parquet"
+    pyarrow.parquet.write_table(table, path)
+    return path
+
+
+def test_cifar10_is_read_from_a_folder_in_the_hubs_layout(tmp_path, monkeypatch, own_cache):
+    write_parquet(tmp_path)
+    monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+    data = load_data("cifar10", "train")
+    assert data.labels.tolist() == [0, 1, 2, 3, 4, 5, 6] and data.shape == (3, 32, 32)
+    for channel, known in enumerate(([*range(7)], [*range(0, 70, 10)], [255] * 7)):
+        assert data.stored[:, channel].flatten(1).unique(dim=1)[:, 0].tolist() == known
+    x, _ = data.batch(torch.tensor([3]))
+    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([3, 30, 255.0]) / 127.5 - 1)
+    assert len(load_data("cifar10", "train", images=4)) == 4
+
+
+def test_a_truncated_parquet_file_is_one_sentence(tmp_path, monkeypatch, own_cache):
+    path = write_parquet(tmp_path, split="test")
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+    with pytest.raises(OSError, match=r"CIFAR-10 in .* is damaged .* copy test-00000-of-00001"):
+        load_data("cifar10", "test")
+
+
+@pytest.mark.parametrize("local", [None, "an empty folder"])
+def test_no_network_and_no_local_copy_is_one_sentence(tmp_path, monkeypatch, own_cache, local):
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    if local is None:
+        monkeypatch.delenv("CFGDISTILL_DATA", raising=False)
+        known = "CFGDISTILL_DATA is not set: connect to the network, or set CFGDISTILL_DATA"
+    else:
+        monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+        known = r"no train-\*.parquet in .*plain_text: connect to the network"
+    with pytest.raises(OSError, match="could not be had from the hub .*" + known):
+        load_data("cifar10")

@@ -1,0 +1,548 @@
+"""Training: the same bits every time, also when it was stopped, killed or split."""
+
+import copy
+import hashlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_mlp
+
+from cfgdistill import CosineSchedule, Denoiser, GuidedDenoiser, distill_progressively, train
+from cfgdistill.checkpoints import read_card
+from cfgdistill.data import load_data
+from cfgdistill.training import (
+    Draw,
+    halvings,
+    mixed_precision,
+    random_at,
+    stage_one_loss,
+    teacher_loss,
+)
+
+DATA = load_data("toy", images=300)
+LOSS = teacher_loss(3, 0.1)
+CPU = torch.device("cpu")
+
+
+def run(model, **changes):
+    given = dict(name="teacher", updates=12, batch=8, rate=1e-2, seed=0, ema=0.9, save_every=5)
+    return train(model, LOSS, DATA, **{**given, **changes})
+
+
+def bits(model):
+    return [p.detach().clone() for p in model.net.state_dict().values()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(bits(a), bits(b), strict=True))
+
+
+def trained(**changes):
+    model = tiny_mlp()
+    return model, list(run(model, **changes))
+
+
+# ---- the random numbers ------------------------------------------------------------------------
+
+
+def test_the_numbers_of_an_update_depend_on_seed_name_and_number_alone():
+    def first(*where):
+        return torch.rand(4, generator=random_at(*where)).tolist()
+
+    base = first(0, "teacher", 7)
+    torch.rand(1000)
+    torch.manual_seed(99)
+    assert first(0, "teacher", 7) == base
+    assert base not in (first(1, "teacher", 7), first(0, "stage-one", 7), first(0, "teacher", 8))
+
+
+def test_the_numbers_of_an_update_are_pinned():
+    # A change here would make every seed mean something else than it did.
+    digest = hashlib.sha256(b"(0, 'teacher', 7)").digest()
+    seed = int.from_bytes(digest[:8], "little", signed=True)
+    known = torch.rand(4, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(torch.rand(4, generator=random_at(0, "teacher", 7)), known)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_shares_of_several_processes_together_are_what_one_would_draw(processes):
+    def all_kinds(share):
+        draw = Draw((0, "teacher", 7), 8, share, CPU)
+        return draw.integers(100), draw.uniform(), draw.normal((2, 3)), draw.uniform()
+
+    size = 8 // processes
+    shares = [all_kinds(slice(k * size, (k + 1) * size)) for k in range(processes)]
+    for whole, parts in zip(all_kinds(slice(None)), zip(*shares, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_draws_are_made_on_the_cpu_and_then_moved_to_the_device():
+    draw = Draw((0, "teacher", 7), 8, slice(None), torch.device("meta"))
+    assert draw.generator.device == CPU
+    assert draw.uniform().device == draw.normal((2,)).device == torch.device("meta")
+    # What was moved does not change what comes next.
+    here = Draw((0, "teacher", 7), 8, slice(None), CPU)
+    here.uniform(), here.normal((2,))
+    assert torch.equal(draw.integers(50), here.integers(50))
+
+
+def test_draws_have_the_distribution_they_are_named_after():
+    draw = Draw((0, "x", 0), 20_000, slice(None), CPU)
+    u, n, i = draw.uniform(), draw.normal(()), draw.integers(3)
+    assert u.min() >= 0 and u.max() < 1 and abs(u.mean() - 0.5) < 0.01
+    assert abs(n.mean()) < 0.03 and abs(n.std() - 1) < 0.02
+    assert (torch.bincount(i) - 20_000 / 3).abs().max() < 300 and i.device == CPU
+
+
+# ---- the loop ----------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_ran_before():
+    first, updates = trained()
+    torch.manual_seed(5)
+    torch.rand(100)
+    second, again = trained()
+    assert same(first, second) and updates == again
+    assert not same(first, trained(seed=1)[0])
+
+
+def test_every_update_sees_the_numbers_of_its_own_place():
+    seen = []
+
+    def watch(model, x, cond, draw):
+        seen.append((x, draw.uniform()))
+        return LOSS(model, x, cond, draw)
+
+    list(train(tiny_mlp(), watch, DATA, name="a", updates=4, batch=8, rate=1e-3, seed=7))
+    for k, (x, u) in enumerate(seen):
+        draw = Draw((7, "a", k), 8, slice(None), CPU)
+        known, _ = DATA.batch(draw.integers(300), draw.uniform())
+        assert torch.equal(x, known) and torch.equal(u, draw.uniform())
+    assert not torch.equal(seen[0][0], seen[1][0])
+
+
+def test_every_update_is_yielded_with_its_number_loss_and_rate():
+    _, updates = trained()
+    assert [u.number for u in updates] == list(range(1, 13))
+    assert all(u.loss > 0 for u in updates)
+
+
+def test_the_rate_rises_over_50_updates_and_falls_linearly_to_0():
+    _, updates = trained(updates=100, rate=0.2, ema=0.0)
+    # update k (counting from 1): 0.2 min(1, k / 50) (1 - (k - 1) / 100)
+    by_hand = {1: 0.004, 25: 0.2 * 0.5 * 0.76, 50: 0.2 * 0.51, 51: 0.1, 76: 0.05, 100: 0.002}
+    for number, rate in by_hand.items():
+        assert updates[number - 1].rate == pytest.approx(rate, rel=1e-12)
+
+
+class Scalar(torch.nn.Module):
+    """One parameter a, with loss a times a constant: every gradient is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1, bias=False)
+        self.net.weight.data.fill_(1.0)
+
+    def describe(self):
+        return {}
+
+
+def push(model, x, cond, draw):
+    return 3.0 * model.net.weight.flatten().expand(len(x))
+
+
+def test_the_first_update_of_adam_moves_a_parameter_by_the_rate():
+    model = Scalar()
+    [update] = train(model, push, DATA, name="a", updates=1, batch=4, rate=0.5)
+    assert update.rate == 0.5 / 50 and update.loss == 3.0
+    assert model.net.weight.item() == pytest.approx(1 - 0.5 / 50, abs=1e-6)
+
+
+class Two(torch.nn.Module):
+    """Two parameters with the same gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.ParameterDict({k: torch.ones(1) for k in ("slow", "fast_proj")})
+
+
+def sum_of_both(model, x, cond, draw):
+    return (model.net["slow"] + model.net["fast_proj"]).expand(len(x))
+
+
+def test_named_parameters_learn_so_many_times_faster_and_the_others_as_before():
+    model = Two()
+    settings = dict(name="a", updates=1, batch=4, rate=0.5)
+    list(train(model, sum_of_both, DATA, faster={"fast_proj": 10.0}, **settings))
+    # The first step of Adam is the rate itself.
+    assert model.net["slow"].item() == pytest.approx(1 - 0.01, abs=1e-6)
+    assert model.net["fast_proj"].item() == pytest.approx(1 - 0.1, abs=1e-6)
+
+
+def test_faster_parameters_are_resumed_bit_for_bit_too(tmp_path):
+    faster = {"label": 10.0, "outer": 3.0}
+    whole, _ = trained(faster=faster)
+    assert not same(whole, trained()[0])
+    updates = run(tiny_mlp(), folder=tmp_path, faster=faster)
+    for _ in range(7):
+        next(updates)
+    updates.close()
+    part = tiny_mlp(seed=4)
+    list(run(part, folder=tmp_path, faster=faster))
+    assert same(whole, part)
+
+
+def test_gradients_are_clipped_to_norm_1_before_adam_sees_them():
+    model, gradients = Scalar(), []
+    step = torch.optim.AdamW.step
+
+    def watch(self, *args, **more):
+        gradients.append(self.param_groups[0]["params"][0].grad.item())
+        return step(self, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", watch)
+        list(train(model, push, DATA, name="a", updates=2, batch=4, rate=0.5))
+    assert gradients == pytest.approx([1.0, 1.0], abs=1e-5)  # 3 without clipping
+
+
+def test_with_ema_the_model_ends_with_the_running_average_of_its_weights():
+    model, path = Scalar(), [1.0]
+    for _ in train(model, push, DATA, name="a", updates=30, batch=4, rate=0.5, ema=0.9):
+        path.append(model.net.weight.item())
+    average = path[0]
+    for k, value in enumerate(path[1:], start=1):
+        # diffusers' EMA starts at the first update with the weights themselves and warms up.
+        decay = 0.0 if k == 1 else min(0.9, k / (k + 9))
+        average = decay * average + (1 - decay) * value
+    assert model.net.weight.item() == pytest.approx(average, abs=1e-5)
+    assert abs(average - path[-1]) > 0.01
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained()
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_lowers_the_loss_of_the_toy():
+    _, updates = trained(updates=300, batch=64, ema=0.0)
+    losses = [u.loss for u in updates]
+    assert sum(losses[-50:]) < 0.8 * sum(losses[:50])
+
+
+def test_a_trained_model_is_left_in_eval_mode_and_unwrapped():
+    model, _ = trained()
+    assert not model.training and type(model.net).__name__ == "MLP"
+
+
+# ---- stopped, resumed, finished ----------------------------------------------------------------
+
+
+def test_a_finished_folder_yields_nothing_and_loads(tmp_path):
+    model, _ = trained(folder=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["card.json", "model.safetensors"]
+    other = tiny_mlp(seed=3)
+    assert list(run(other, folder=tmp_path)) == []
+    assert same(model, other)
+
+
+def test_the_card_of_a_finished_model_holds_its_settings_and_its_losses(tmp_path):
+    _, updates = trained(folder=tmp_path, about={"data": DATA.hash})
+    card = read_card(tmp_path)
+    expected = {"data": DATA.hash, "name": "teacher", "updates": 12, "batch": 8, "rate": 1e-2}
+    assert card["about"].items() >= {**expected, "seed": 0, "ema": 0.9}.items()
+    assert card["losses"] == pytest.approx([u.loss for u in updates], rel=1e-3)
+
+
+def test_training_in_a_folder_changes_no_bit(tmp_path):
+    assert same(trained()[0], trained(folder=tmp_path)[0])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("stops", [[1], [6], [3, 4, 9], [12]])
+def test_closed_in_the_middle_and_resumed_is_bit_for_bit_the_uninterrupted_run(
+    tmp_path, ema, stops
+):
+    whole, updates = trained(ema=ema)
+    seen = []
+    for stop in stops:
+        part = tiny_mlp(seed=len(seen))  # 0 at first; a resumed run must not depend on its start
+        generator = run(part, folder=tmp_path, ema=ema)
+        for update in generator:
+            seen.append(update)
+            if update.number == stop:
+                generator.close()
+                break
+        assert (tmp_path / "training.safetensors").exists()
+        assert not (tmp_path / "card.json").exists()
+    part = tiny_mlp(seed=99)
+    seen += list(run(part, folder=tmp_path, ema=ema))
+    assert same(whole, part) and seen == updates
+    assert not (tmp_path / "training.safetensors").exists()
+
+
+def test_work_is_saved_every_so_many_updates(tmp_path):
+    whole, _ = trained(updates=12)
+    generator = run(tiny_mlp(), folder=tmp_path)
+    for _ in range(5):
+        next(generator)
+    kept = (tmp_path / "training.safetensors").read_bytes()  # save_every=5
+    generator.close()
+    (tmp_path / "training.safetensors").write_bytes(kept)  # as a power cut would have left it
+    again = tiny_mlp()
+    assert [u.number for u in run(again, folder=tmp_path)] == list(range(6, 13))
+    assert same(whole, again)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    def broken(model, x, cond, draw):
+        value = LOSS(model, x, cond, draw)
+        return value * float("nan") if broken.on else value
+
+    broken.on = False
+    model = tiny_mlp()
+    settings = dict(name="a", updates=12, batch=8, rate=1e-2, folder=tmp_path, save_every=5)
+    generator = train(model, broken, DATA, **settings)
+    for _ in range(5):
+        next(generator)
+    before, kept = bits(model), (tmp_path / "training.safetensors").read_bytes()
+    broken.on = True
+    with pytest.raises(
+        FloatingPointError, match="loss became nan at update 6 of a.*same call again.*lower"
+    ):
+        next(generator)
+    assert (tmp_path / "training.safetensors").read_bytes() == kept
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(model), strict=True))
+    broken.on = False
+    assert [u.number for u in train(model, broken, DATA, **settings)] == list(range(6, 13))
+
+
+def test_a_loss_that_is_not_finite_without_a_folder_says_that_nothing_was_saved():
+    with pytest.raises(FloatingPointError, match="update 1 of a. Nothing was saved"):
+        list(
+            train(
+                tiny_mlp(),
+                lambda model, x, cond, draw: LOSS(model, x, cond, draw) / 0,
+                DATA,
+                name="a",
+                updates=3,
+                batch=4,
+                rate=1e-3,
+            )
+        )
+
+
+def test_ctrl_c_completes_the_update_saves_and_says_how_to_go_on(tmp_path):
+    whole, updates = trained()
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(model, x, cond, draw):
+        if press.calls == 6:
+            os.kill(os.getpid(), signal.SIGINT)  # in the middle of update 7
+        press.calls += 1
+        return LOSS(model, x, cond, draw)
+
+    press.calls, seen, model = 0, [], tiny_mlp()
+    settings = dict(name="teacher", updates=12, batch=8, rate=1e-2, ema=0.9, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="Stopped in teacher.*the same call again resumes"):
+        for update in train(model, press, DATA, **settings):
+            seen.append(update)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(seen) == 6
+    rest = list(train(model, LOSS, DATA, **settings))
+    assert [u.number for u in rest] == list(range(8, 13)) and same(whole, model)
+    assert seen + rest == updates[:6] + updates[7:]  # the interrupted update was done, not shown
+
+
+def test_training_also_works_outside_the_main_thread():
+    whole, done = trained()[0], []
+    thread = threading.Thread(target=lambda: done.append(trained()[0]))
+    thread.start()
+    thread.join()
+    assert same(whole, done[0])
+
+
+KILLED = """
+import os, random, signal, sys, time
+import torch
+from pathlib import Path
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from helpers import tiny_mlp
+from cfgdistill import train
+from cfgdistill.data import load_data
+from cfgdistill.training import teacher_loss
+
+data, loss = load_data("toy", images=300), teacher_loss(3, 0.1)
+
+def work(folder):
+    for _ in train(tiny_mlp(), loss, data, name="a", updates=100, batch=8, rate=1e-2, ema=0.9,
+                   folder=folder, save_every=3):
+        pass
+
+out = Path({out!r})
+work(out / "whole")
+chance, kills, first = random.Random(0), 0, True
+while True:
+    if not (child := os.fork()):
+        work(out / "killed")
+        os._exit(0)
+    state = out / "killed" / "training.safetensors"
+    while first and not state.exists():
+        time.sleep(0.001)
+    first = False
+    if kills < 5:
+        time.sleep(chance.uniform(0.02, 0.12))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        kills += not (out / "killed" / "card.json").exists()  # in the middle, not at the very end
+        continue
+    assert os.WEXITSTATUS(status) == 0
+    break
+print(kills)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_any_moment_and_resumed_is_bit_for_bit_the_uninterrupted_run(tmp_path):
+    code = KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "CI": "1"},
+    )
+    assert answer.returncode == 0, answer.stderr
+    kills = int(answer.stdout)
+    assert kills >= 3, "the run was over before it could be killed: give it more updates"
+    whole, killed = (
+        hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
+        for name in ("whole", "killed")
+    )
+    assert whole == killed
+    assert read_card(tmp_path / "whole")["losses"] == read_card(tmp_path / "killed")["losses"]
+
+
+# ---- the halving loop --------------------------------------------------------------------------
+
+
+def stage_two(teacher, **changes):
+    given = dict(start=4, updates=3, batch=8, rate=1e-3)
+    return distill_progressively(teacher, DATA, **{**given, **changes})
+
+
+def test_halvings_go_down_to_1():
+    assert halvings(8) == [8, 4, 2, 1] and halvings(1) == [1]
+
+
+def test_the_halving_loop_yields_students_of_4_2_and_1_steps_and_leaves_its_teacher_alone():
+    teacher = tiny_mlp(w_range=(0.0, 4.0))
+    before = bits(teacher)
+    students = list(stage_two(teacher))
+    assert [s.steps for s in students] == [4, 2, 1] and teacher.steps is None
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(teacher), strict=True))
+    models = [teacher, *students]
+    assert not any(same(a, b) for a, b in zip(models, models[1:], strict=False))
+    assert all(s.w_range == (0.0, 4.0) for s in students)
+
+
+def test_with_no_updates_to_speak_of_every_student_is_a_copy_of_its_teacher():
+    teacher = tiny_mlp(w_range=(0.0, 4.0))
+    for student in stage_two(teacher, rate=0.0):
+        assert same(teacher, student) and student.net is not teacher.net
+
+
+def test_two_and_one_steps_get_twice_the_updates_and_each_student_its_folder(tmp_path):
+    list(stage_two(tiny_mlp(w_range=(0.0, 4.0)), folder=tmp_path))
+    counts = {p.name: read_card(p)["about"]["updates"] for p in tmp_path.iterdir()}
+    assert counts == {"steps-4": 3, "steps-2": 6, "steps-1": 6}
+    assert read_card(tmp_path / "steps-2")["model"]["steps"] == 2
+
+
+def test_a_halving_loop_that_stopped_goes_on_with_the_next_student(tmp_path):
+    teacher = tiny_mlp(w_range=(0.0, 4.0))
+    whole = list(stage_two(teacher))
+    loop = stage_two(teacher, folder=tmp_path)
+    next(loop)
+    loop.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["steps-4"]
+    resumed = list(stage_two(teacher, folder=tmp_path))
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+class Drift(torch.nn.Module):
+    """v = a z: a linear flow, whose two-step target is known: a number, not a network."""
+
+    def __init__(self, a=0.2):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(a))
+        self.config = {}
+
+    def forward(self, z, t, cond, w):
+        return self.a * z
+
+
+def test_each_halving_learns_the_v_of_two_steps_of_the_student_before_it():
+    # With v = a z a step of angle d multiplies z by cos d + a sin d. Two of them are one step with
+    # cos 2d + b sin 2d = (cos d + a sin d)^2; d = -pi/8 for the first student, then -pi/4.
+    known, a = [], 0.2
+    for d in (-math.pi / 8, -math.pi / 4):
+        a = ((math.cos(d) + a * math.sin(d)) ** 2 - math.cos(2 * d)) / math.sin(2 * d)
+        known.append(a)
+    teacher = Denoiser(Drift(0.2), CosineSchedule(), w_range=(0.0, 1.0))
+    students = list(stage_two(teacher, start=2, updates=75, rate=0.05))
+    assert [s.net.a.item() for s in students] == pytest.approx(known, abs=5e-3)
+
+
+def test_stage_one_learns_the_guided_pair():
+    # The pair is v = (1 + w) a_cond - w a_null; at the fixed weight w = 2 that is one number.
+    class Two(torch.nn.Module):
+        def forward(self, z, t, cond, w):
+            return torch.where(cond == 3, 0.1, 0.4)[:, None] * z
+
+    guided = GuidedDenoiser(Denoiser(Two(), CosineSchedule()), 3)
+    student = Denoiser(Drift(0.4), CosineSchedule(), w_range=(2.0, 2.0))
+    list(
+        train(
+            student,
+            stage_one_loss(guided, (2.0, 2.0)),
+            DATA,
+            name="one",
+            updates=300,
+            batch=8,
+            rate=0.05,
+        )
+    )
+    assert student.net.a.item() == pytest.approx(3 * 0.4 - 2 * 0.1, abs=2e-3)
+
+
+def test_training_a_copy_leaves_the_original_alone():
+    model = tiny_mlp()
+    other = copy.deepcopy(model)
+    list(run(other))
+    assert same(model, tiny_mlp())
+
+
+def test_a_cpu_trains_in_full_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert mixed_precision() == "no"
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_bf16_is_used_only_where_the_gpu_has_it(monkeypatch, capability, kind):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert mixed_precision() == kind
