@@ -28,7 +28,7 @@ class Recipe:
     drop: float = 0.1  # condition dropout of the teacher
     w_max: float = 4.0  # students learn w in [0, w_max]
     w_power: float = 3.0  # w = w_max u^w_power, u uniform; 1 is the paper's uniform w
-    balanced: bool = True  # whether stage one divides its loss by (1 + w)^2
+    balanced: bool = True  # whether both stages divide their losses by (1 + w)^2
     w_rate: float = 10.0  # the w projection of stage one learns this many times faster
     seed: int = 0
 

@@ -127,11 +127,13 @@ def train_stage_two(recipe: Recipe, data: Data, out: str | Path) -> Iterator[Den
         rate=recipe.rate_two,
         seed=recipe.seed,
         w_power=recipe.w_power,
+        balanced=recipe.balanced,
         notes={"recipe": asdict(recipe)},
         folder=home(recipe, out) / "stage-two",
         about={
             "teacher": read_card(home(recipe, out) / "stage-one")["sha256"],
             "w_power": recipe.w_power,
+            "balanced": recipe.balanced,
         },
     )
 

@@ -29,6 +29,7 @@ from cfgdistill.checkpoints import (
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.distillation import (
     Weighting,
+    balance,
     diffusion_loss,
     guidance_matching_loss,
     progressive_loss,
@@ -121,6 +122,7 @@ def stage_two_loss(
     w_range: tuple[float, float] | None,
     *,
     w_power: float = 1.0,
+    balanced: bool = False,
     weighting: Weighting = snr_plus_one,
 ) -> Loss:
     """Progressive distillation to N = `steps` steps: i/N -> (i - 1)/N, i uniform in 1 .. N.
@@ -132,9 +134,10 @@ def stage_two_loss(
         w = sample_w(draw.uniform(), w_range, w_power) if w_range is not None else None
         i = draw.integers(steps).to(x) + 1
         eps = draw.normal(x.shape[1:])
-        return progressive_loss(
+        losses = progressive_loss(
             student, teacher, x, cond, w, i / steps, (i - 1) / steps, eps=eps, weighting=weighting
         )
+        return balance(w) * losses if balanced else losses
 
     return loss
 
@@ -291,6 +294,7 @@ def distill_progressively(
     rate: float,
     seed: int = 0,
     w_power: float = 1.0,
+    balanced: bool = False,
     weighting: Weighting = snr_plus_one,
     folder: str | Path | None = None,
     about: dict | None = None,
@@ -308,7 +312,14 @@ def distill_progressively(
         student = teacher.for_steps(steps)
         for _ in train(
             student,
-            stage_two_loss(teacher, steps, teacher.w_range, w_power=w_power, weighting=weighting),
+            stage_two_loss(
+                teacher,
+                steps,
+                teacher.w_range,
+                w_power=w_power,
+                balanced=balanced,
+                weighting=weighting,
+            ),
             data,
             name=f"steps-{steps}",
             updates=updates * (2 if steps <= 2 else 1),

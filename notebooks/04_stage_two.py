@@ -60,6 +60,7 @@ from cfgdistill import (
 )
 from cfgdistill.checkpoints import provenance, read_card, write_text
 from cfgdistill.data import load_data
+from cfgdistill.distillation import balance
 from cfgdistill.guidance import sample_w
 from cfgdistill.metrics import generate
 from cfgdistill.plotting import COLORS, figure, quality_against_nfe, sample_grid, show
@@ -197,7 +198,8 @@ def halve(teacher, steps, updates):
         x, cond = data.batch(torch.randint(len(data), (recipe.batch,)))
         i = torch.randint(1, steps + 1, (recipe.batch,)).float()  # which of the N intervals
         w = sample_w(torch.rand(recipe.batch), student.w_range, recipe.w_power)
-        loss = progressive_loss(student, teacher, x, cond, w, i / steps, (i - 1) / steps).mean()
+        losses = progressive_loss(student, teacher, x, cond, w, i / steps, (i - 1) / steps)
+        loss = (balance(w) * losses).mean()  # an error counts relative to its target: notebook 03
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -19,7 +19,7 @@ from cfgdistill import (
     last,
     train,
 )
-from cfgdistill.checkpoints import load_weights, read_tensors, save_weights
+from cfgdistill.checkpoints import load_weights, read_tensors, refuse_other, save_weights
 from cfgdistill.data import load_data
 from cfgdistill.metrics import Classifier
 from cfgdistill.toy import pinwheel
@@ -340,3 +340,26 @@ def test_a_batch_that_processes_cannot_share_is_refused():
 
     with refused("batch of 4 cannot be shared by 3 processes: choose a multiple"):
         next(run(None, accelerator=Three()))
+
+
+def test_a_weight_that_is_not_a_number_is_refused():
+    with refused(r"w = nan is outside \[0, inf\]"):
+        ddim(teacher(), torch.zeros(3, 2), 2, COND, float("nan"))
+
+
+def test_a_bad_request_is_refused_at_the_call_before_any_sample_is_asked_for():
+    with refused("was distilled for"):
+        ddim(student(), torch.zeros(3, 2), 3, COND, 1.0)
+
+
+def test_the_folder_of_a_classifier_holds_no_denoiser(tmp_path):
+    save_weights(Classifier(1, 8, 10), tmp_path, {})
+    with refused("holds no denoiser but a classifier"):
+        load(tmp_path)
+
+
+def test_a_difference_deep_in_a_recipe_is_named_shortly(tmp_path):
+    with refused(r"net\.size is 8 there and 16 here"):
+        refuse_other(
+            tmp_path, {"net": {"size": 8, "layers": 2}}, {"net": {"size": 16, "layers": 2}}
+        )

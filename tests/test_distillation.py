@@ -17,7 +17,7 @@ from cfgdistill import (
     progressive_loss,
     progressive_target,
 )
-from cfgdistill.distillation import snr, snr_plus_one, truncated_snr
+from cfgdistill.distillation import balance, snr, snr_plus_one, truncated_snr
 from cfgdistill.training import Draw, stage_one_loss, stage_two_loss, teacher_loss
 
 COND, W = torch.tensor([0, 1, 2, 1]), torch.tensor([0.0, 0.7, 2.0, 4.0], dtype=torch.float64)
@@ -283,3 +283,30 @@ def test_the_teacher_is_trained_without_its_condition_as_often_as_it_should():
     teacher = Denoiser(Labels(), CosineSchedule())
     teacher_loss(3, 0.1)(teacher, *big(), draws())
     assert abs(teacher.net.dropped - 0.1) < 0.02
+
+
+def test_balance_is_a_sixteenth_at_w_3_by_hand():
+    torch.testing.assert_close(
+        balance(torch.tensor([0.0, 1.0, 3.0])), torch.tensor([1, 1 / 4, 1 / 16])
+    )
+
+
+def test_the_balanced_stage_one_loss_is_the_plain_one_over_1_plus_w_squared():
+    student = Denoiser(Spy(), CosineSchedule())
+    teacher = GuidedDenoiser(Denoiser(Wave(), CosineSchedule()), 3)
+    plain = stage_one_loss(teacher, (0.0, 4.0))(student, *big(64), draws(64))
+    balanced = stage_one_loss(teacher, (0.0, 4.0), balanced=True)(student, *big(64), draws(64))
+    w = torch.tensor(student.net.w[0])
+    torch.testing.assert_close(balanced, plain / (1 + w) ** 2)
+
+
+def test_without_a_w_range_stage_two_is_plain_progressive_distillation():
+    teacher = Denoiser(Wave(), CosineSchedule())
+    x, cond = big(8)
+    loss = stage_two_loss(teacher, 2, None)(teacher, x, cond, draws(8))
+    draw = draws(8)
+    i = draw.integers(2).float() + 1
+    by_hand = progressive_loss(
+        teacher, teacher, x, cond, None, i / 2, (i - 1) / 2, eps=draw.normal((2,))
+    )
+    torch.testing.assert_close(loss, by_hand)

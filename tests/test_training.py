@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -361,6 +362,16 @@ def test_ctrl_c_completes_the_update_saves_and_says_how_to_go_on(tmp_path):
     rest = list(train(model, LOSS, DATA, **settings))
     assert [u.number for u in rest] == list(range(8, 13)) and same(whole, model)
     assert seen + rest == updates[:6] + updates[7:]  # the interrupted update was done, not shown
+
+
+def test_ctrl_c_between_updates_acts_at_once_and_saves(tmp_path):
+    updates = run(tiny_mlp(), folder=tmp_path)
+    next(updates)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)  # the caller's own code: not to be waited for
+    updates.close()
+    assert (tmp_path / "training.safetensors").exists()
 
 
 def test_training_also_works_outside_the_main_thread():
