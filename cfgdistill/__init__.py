@@ -14,7 +14,7 @@ from cfgdistill.distillation import (
 )
 from cfgdistill.guidance import GuidedDenoiser, guide
 from cfgdistill.parameterization import Prediction, convert
-from cfgdistill.sampling import ddim, ddim_encode, ddim_step, implied_v, last
+from cfgdistill.sampling import ddim, ddim_encode, ddim_step, implied_v, last, stochastic
 from cfgdistill.schedules import CosineSchedule, DiscreteSchedule, Schedule
 from cfgdistill.training import distill_progressively, train
 
@@ -40,5 +40,6 @@ __all__ = [
     "last",
     "progressive_loss",
     "progressive_target",
+    "stochastic",
     "train",
 ]

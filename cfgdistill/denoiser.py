@@ -15,6 +15,7 @@ class Denoiser(nn.Module):
     net:              net(z, t, cond, w) -> Tensor of the shape of z
     prediction_type:  "v", "eps" or "x"
     steps:            the sampler steps it was distilled for; None: any number (continuous time)
+    sampler:          the sampler it was distilled for, "ddim" or "stochastic"; None: any
     w_range:          the guidance weights it was trained for; None: no limits are known
     num_classes:      labels run from 0 to num_classes - 1, and num_classes itself is the null
                       label; None: the condition is not a label
@@ -29,6 +30,7 @@ class Denoiser(nn.Module):
         prediction_type: str = "v",
         *,
         steps: int | None = None,
+        sampler: str | None = None,
         w_range: tuple[float, float] | None = None,
         num_classes: int | None = None,
     ):
@@ -38,7 +40,8 @@ class Denoiser(nn.Module):
                 f"prediction_type must be one of {PREDICTION_TYPES}, not {prediction_type!r}."
             )
         self.net, self.schedule, self.prediction_type = net, schedule, prediction_type
-        self.steps, self.w_range, self.num_classes = steps, w_range, num_classes
+        self.steps, self.sampler = steps, sampler
+        self.w_range, self.num_classes = w_range, num_classes
         self.nfe = 0
 
     def forward(
@@ -62,13 +65,14 @@ class Denoiser(nn.Module):
             )
         return convert(output, z, *self.schedule.alpha_sigma(t), self.prediction_type)
 
-    def for_steps(self, steps: int) -> "Denoiser":
+    def for_steps(self, steps: int, sampler: str = "ddim") -> "Denoiser":
         """A copy with weights of its own, to be distilled to `steps` steps; same schedule."""
         return Denoiser(
             copy.deepcopy(self.net),
             self.schedule,
             self.prediction_type,
             steps=steps,
+            sampler=sampler,
             w_range=self.w_range,
             num_classes=self.num_classes,
         )
@@ -80,12 +84,20 @@ class Denoiser(nn.Module):
             "schedule": type(self.schedule).__name__,
             "prediction_type": self.prediction_type,
             "steps": self.steps,
+            "sampler": self.sampler,
             "w_range": self.w_range,
             "num_classes": self.num_classes,
         }
 
-    def check(self, steps: int, cond: Tensor | None, w: Number | None) -> None:
+    def check(
+        self, steps: int, cond: Tensor | None, w: Number | None, sampler: str = "ddim"
+    ) -> None:
         """One sentence about a request this model was not trained for, before any work is done."""
+        if self.sampler is not None and sampler != self.sampler:
+            raise ValueError(
+                f"This student was distilled for the sampler {self.sampler!r}, not {sampler!r}: "
+                f"call sampling.{self.sampler}, or load the student of the other sampler."
+            )
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}.")
         if self.steps is not None and steps != self.steps:

@@ -93,16 +93,20 @@ def progressive_target(
     s: Number,
     cond: Tensor | None = None,
     w: Number | None = None,
+    *,
+    mid: Number | None = None,
 ) -> Example:
-    """The v whose one step t -> s equals two teacher steps t -> (t + s)/2 -> s, [b, *d].
+    """The v whose one step t -> s equals two teacher steps t -> mid -> s, [b, *d].
 
     Salimans & Ho 2022, algorithm 2, with the guidance weight held fixed on the way (Meng et
-    al. 2023, stage two). t may lie below s: then it is the target of an encoder.
+    al. 2023, stage two). mid is half-way unless given. t may lie below s: then it is the target of
+    an encoder. Where mid = s there is no second step, and the target is the teacher's own v.
     """
     t, s = per_example(t, z), per_example(s, z)
-    mid = (t + s) / 2
+    mid = (t + s) / 2 if mid is None else per_example(mid, z)
     z_mid = ddim_step(teacher(z, t, cond, w), mid, teacher.schedule)
     z_s = ddim_step(teacher(z_mid, mid, cond, w), s, teacher.schedule)
+    z_s = torch.where(expand(mid == s, z), z_mid, z_s)
     return implied_v(z, z_s, t, s, teacher.schedule)
 
 
@@ -115,11 +119,12 @@ def progressive_loss(
     t: Number,
     s: Number,
     *,
+    mid: Number | None = None,
     eps: Example | None = None,
     weighting: Weighting = snr_plus_one,
 ) -> PerExample:
     """Stage two of Meng et al. 2023: one student step does two teacher steps, [b]."""
     t = per_example(t, x)
     z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
-    target = progressive_target(teacher, z, t, s, cond, w)
+    target = progressive_target(teacher, z, t, s, cond, w, mid=mid)
     return weighted_error(student(z, t, cond, w), target, teacher.schedule.logsnr(t), weighting)

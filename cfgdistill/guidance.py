@@ -54,8 +54,10 @@ class GuidedDenoiser(nn.Module):
         v = guide(v_cond, v_uncond, expand(w, z))
         return convert(v, z, *self.schedule.alpha_sigma(t), "v")
 
-    def check(self, steps: int, cond: Tensor | None, w: Number | None) -> None:
-        """As `Denoiser.check`. A guided pair takes any number of steps and any w >= 0."""
+    def check(
+        self, steps: int, cond: Tensor | None, w: Number | None, sampler: str = "ddim"
+    ) -> None:
+        """As `Denoiser.check`. A guided pair takes any sampler, any steps and any w >= 0."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}.")
         if cond is None or w is None:

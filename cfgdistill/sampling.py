@@ -1,4 +1,4 @@
-"""Deterministic sampling: DDIM down from noise to data, up from data to noise, and its inverse.
+"""Sampling: DDIM down from noise to data and up again, its inverse, and the stochastic sampler.
 
 The step is a rotation. With phi the schedule's angle and d = phi_s - phi_t,
 alpha_s x + sigma_s eps = cos(d) z_t + sin(d) v. So a step is known by where it lands, and v can be
@@ -51,6 +51,50 @@ def ddim_encode(
     """The same flow upwards: from data x [b, *d] at t = 0 to the noise that decodes to it."""
     denoiser.check(steps, cond, w)
     return _walk(denoiser, x, [i / steps for i in range(steps + 1)], cond, w)
+
+
+def renoise(
+    z_k: Example, eps: Example, k: PerExample, s: PerExample, schedule: Schedule
+) -> Example:
+    """Noise z_k at time k up to time s > k, such that z_s is distributed as if noised from data.
+
+    z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} eps, with sigma_{s|k}^2 = sigma_s^2 -
+    (alpha_s / alpha_k)^2 sigma_k^2, which is (1 - exp(logsnr_s - logsnr_k)) sigma_s^2.
+    """
+    (alpha_k, sigma_k), (alpha_s, sigma_s) = schedule.alpha_sigma(k), schedule.alpha_sigma(s)
+    ratio = alpha_s / alpha_k
+    variance = sigma_s**2 - ratio**2 * sigma_k**2
+    return expand(ratio, z_k) * z_k + expand(variance.clamp_min(0).sqrt(), z_k) * eps
+
+
+def stochastic(
+    denoiser,
+    z: Example,
+    steps: int,
+    cond: Tensor | None = None,
+    w: Number | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Example]:
+    """The N-step stochastic sampler of Meng et al. 2023: a jump of double length, then some noise.
+
+    From t = i/N, DDIM to t - 2/N and noise back up to t - 1/N; from t = 1/N, DDIM to 0. Yields
+    every z; the last one is the sample. Costs `steps` calls. N = 1 is `ddim`. The noise comes from
+    `generator`, on the CPU, so that it is the same on every device.
+    """
+    denoiser.check(steps, cond, w, "stochastic")
+    return _jump_and_renoise(denoiser, z, steps, cond, w, generator)
+
+
+def _jump_and_renoise(denoiser, z, steps, cond, w, generator):
+    schedule = denoiser.schedule
+    for i in range(steps, 0, -1):
+        with torch.no_grad():
+            k, s = (per_example(max(i - jump, 0) / steps, z) for jump in (2, 1))
+            z = ddim_step(denoiser(z, i / steps, cond, w), k, schedule)
+            if i > 1:
+                eps = torch.randn(z.shape, dtype=z.dtype, generator=generator).to(z.device)
+                z = renoise(z, eps, k, s, schedule)
+        yield z
 
 
 def _walk(denoiser, z, times, cond, w):

@@ -115,8 +115,10 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     return student
 
 
-def train_stage_two(recipe: Recipe, data: Data, out: str | Path) -> Iterator[Denoiser]:
-    """Students of recipe.start, ..., 4, 2, 1 steps, one after the other."""
+def train_stage_two(
+    recipe: Recipe, data: Data, out: str | Path, sampler: str = "ddim"
+) -> Iterator[Denoiser]:
+    """Students of recipe.start, ..., 4, 2, 1 steps, one after the other, for either sampler."""
     teacher = train_stage_one(recipe, data, out)
     yield from distill_progressively(
         teacher,
@@ -129,7 +131,8 @@ def train_stage_two(recipe: Recipe, data: Data, out: str | Path) -> Iterator[Den
         w_power=recipe.w_power,
         balanced=recipe.balanced,
         notes={"recipe": asdict(recipe)},
-        folder=home(recipe, out) / "stage-two",
+        sampler=sampler,
+        folder=home(recipe, out) / ("stage-two" if sampler == "ddim" else f"stage-two-{sampler}"),
         about={
             "teacher": read_card(home(recipe, out) / "stage-one")["sha256"],
             "w_power": recipe.w_power,

@@ -26,6 +26,7 @@ from cfgdistill.checkpoints import (
     save_weights,
     write_tensors,
 )
+from cfgdistill.config import one_of
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.distillation import (
     Weighting,
@@ -121,21 +122,26 @@ def stage_two_loss(
     steps: int,
     w_range: tuple[float, float] | None,
     *,
+    sampler: str = "ddim",
     w_power: float = 1.0,
     balanced: bool = False,
     weighting: Weighting = snr_plus_one,
 ) -> Loss:
-    """Progressive distillation to N = `steps` steps: i/N -> (i - 1)/N, i uniform in 1 .. N.
+    """Progressive distillation to N = `steps` steps, from the times i/N, i uniform in 1 .. N.
 
+    One student step does two of its teacher's, which take 2N: over 1/N for "ddim"; for
+    "stochastic", whose jumps are of double length, over 2/N, and from 1/N to 0 it does one.
     Without a w range the networks take no w: plain progressive distillation.
     """
+    jump = {"ddim": 1, "stochastic": 2}[one_of("sampler", sampler, ("ddim", "stochastic"))]
 
     def loss(student, x, cond, draw):
         w = sample_w(draw.uniform(), w_range, w_power) if w_range is not None else None
         i = draw.integers(steps).to(x) + 1
+        t, mid, s = ((i - back).clamp_min(0) / steps for back in (0, jump / 2, jump))
         eps = draw.normal(x.shape[1:])
         losses = progressive_loss(
-            student, teacher, x, cond, w, i / steps, (i - 1) / steps, eps=eps, weighting=weighting
+            student, teacher, x, cond, w, t, s, mid=mid, eps=eps, weighting=weighting
         )
         return balance(w) * losses if balanced else losses
 
@@ -293,6 +299,7 @@ def distill_progressively(
     batch: int,
     rate: float,
     seed: int = 0,
+    sampler: str = "ddim",
     w_power: float = 1.0,
     balanced: bool = False,
     weighting: Weighting = snr_plus_one,
@@ -309,19 +316,20 @@ def distill_progressively(
     sub-folder per student, steps-N.
     """
     for steps in halvings(start):
-        student = teacher.for_steps(steps)
+        student = teacher.for_steps(steps, sampler)
         for _ in train(
             student,
             stage_two_loss(
                 teacher,
                 steps,
                 teacher.w_range,
+                sampler=sampler,
                 w_power=w_power,
                 balanced=balanced,
                 weighting=weighting,
             ),
             data,
-            name=f"steps-{steps}",
+            name=f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}",
             updates=updates * (2 if steps <= 2 else 1),
             batch=batch,
             rate=rate,
