@@ -30,7 +30,7 @@ def levels(t):
 
 @pytest.mark.parametrize(("k", "s"), INTERVALS)
 def test_renoising_keeps_the_forward_marginal_of_every_point(k, s):
-    # z_k = alpha_k x + sigma_k e: after renoising, the mean is alpha_s x and the variance sigma_s^2.
+    # z_k = alpha_k x + sigma_k e: renoised, its mean is alpha_s x and its variance sigma_s^2.
     k64, s64 = (torch.tensor([t], dtype=torch.float64) for t in (k, s))
     one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
     kept = renoise(one, zero, k64, s64, SCHEDULE).item()
@@ -101,7 +101,7 @@ def test_the_same_generator_gives_the_same_sample_and_another_seed_another(steps
 
 @pytest.mark.parametrize("N", [1, 2, 4])
 def test_the_teacher_is_only_asked_where_and_for_what_it_was_trained(N):
-    # A teacher of 2N steps knows the times j/(2N), jumps of 1/N from there, and at j = 1 the jump to 0.
+    # A teacher of 2N steps knows the times j/(2N), jumps of 1/N from there, and from 1/(2N) to 0.
     teacher = Denoiser(Spy(), SCHEDULE)
     draw = Draw((0, "test", 0), 256, slice(None), torch.device("cpu"))
     x, cond = torch.zeros(256, 2), torch.zeros(256).long()
