@@ -48,7 +48,7 @@ class Recipe:
 RECIPES = (
     #      data set   profile   channels              layers batch clf.  teacher stage_one halving start samples images
     Recipe("digits",  "smoke",  (16, 32),             1,     64,   60,   60,     30,       15,     8,    100,    None),
-    Recipe("digits",  "laptop", (24, 48),             1,     64,   400,  1500,   800,      250,    16,   400,    None),
+    Recipe("digits",  "laptop", (24, 48),             1,     64,   400,  1300,   800,      200,    16,   400,    None),
     Recipe("digits",  "colab",  (64, 128),            2,     256,  2000, 20000,  8000,     4000,   64,   5000,   None),
     Recipe("digits",  "paper",  (64, 128),            2,     256,  2000, 100000, 50000,    50000,  512,  10000,  None),
     Recipe("cifar10", "smoke",  (8, 16),              1,     32,   10,   10,     6,        3,      8,    10,     500),

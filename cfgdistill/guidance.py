@@ -74,7 +74,7 @@ def drop_condition(cond: Tensor, null: int | Tensor, p: float, u: PerExample) ->
     This is how one network learns both halves of the guided pair (Ho & Salimans 2022, alg. 1).
     """
     null = torch.as_tensor(null, dtype=cond.dtype, device=cond.device).expand_as(cond)
-    return torch.where((u < p).reshape(-1, *(1,) * (cond.ndim - 1)), null, cond)
+    return torch.where(expand(u < p, cond), null, cond)
 
 
 def sample_w(u: PerExample, w_range: tuple[float, float], power: float = 1.0) -> PerExample:

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 PerExample = Float[Tensor, " b"]
@@ -18,7 +18,7 @@ Number = int | float | Tensor  # one number for all examples, or a tensor [b] wi
 LOGSNR_LIMIT = 20.0  # as in the official progressive-distillation code; log(alpha_1) is -inf
 
 
-def expand(a: PerExample, like: Example) -> Tensor:
+def expand(a: Shaped[Tensor, " b"], like: Shaped[Tensor, " b *d"]) -> Tensor:
     """[b] -> [b, 1, ..., 1], so that one number per example multiplies a whole example."""
     return a.reshape(-1, *(1,) * (like.ndim - 1))
 

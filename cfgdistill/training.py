@@ -220,6 +220,7 @@ def train(
         [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
         lr=rate,
         weight_decay=0.0,
+        fused=True,
     )
     average = EMAModel(model.net.parameters(), decay=ema, foreach=True) if ema else None
     run = _Run(model.net, optimizer, average, accelerator, folder, about)
@@ -317,6 +318,9 @@ def distill_progressively(
     """
     for steps in halvings(start):
         student = teacher.for_steps(steps, sampler)
+        # A single stochastic step is the teacher's own single step: that student is a copy, and
+        # Adam would only magnify the rounding errors of a loss of zero.
+        copied = sampler == "stochastic" and steps == 1
         for _ in train(
             student,
             stage_two_loss(
@@ -330,7 +334,7 @@ def distill_progressively(
             ),
             data,
             name=f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}",
-            updates=updates * (2 if steps <= 2 else 1),
+            updates=0 if copied else updates * (2 if steps <= 2 else 1),
             batch=batch,
             rate=rate,
             seed=seed,
