@@ -123,8 +123,8 @@ def loss_from_scratch(student, x, cond, w, t, eps):
 # NBVAL_CHECK_OUTPUT
 generator = torch.Generator().manual_seed(1)
 student = add_w_conditioning(network, (0.0, recipe.w_max))
-x, cond = images[:64], labels[:64]
-t, w = torch.rand(64, generator=generator), 4 * torch.rand(64, generator=generator)
+x, cond = images[:32], labels[:32]
+t, w = torch.rand(32, generator=generator), 4 * torch.rand(32, generator=generator)
 eps = torch.randn(x.shape, generator=generator)
 with torch.no_grad():
     z = network.schedule.add_noise(x, eps, t)
@@ -144,7 +144,7 @@ print(f"loss of the fresh student at w = 0 is below 1e-9: {at_zero < 1e-9}")
 
 # %%
 grid = torch.linspace(0, recipe.w_max, 9)
-times = torch.linspace(0.05, 1, 12)
+times = torch.linspace(0.05, 1, 8)
 
 
 @torch.no_grad()
