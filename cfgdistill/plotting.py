@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 # Okabe & Ito's palette, in an order that also differs in lightness.
@@ -94,9 +95,9 @@ def quality_against_nfe(rows: Sequence[dict], value: str = "frechet_distance") -
             axis.plot(*zip(*own, strict=True), marker=marker, color=color, label=label)
         axis.set(xscale="log", yscale="log", title=f"w = {w:g}", xlabel="network evaluations (NFE)")
         axis.set_xticks([1, 4, 16, 64, 256], [1, 4, 16, 64, 256])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(which="minor", labelsize=8)
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel(value.replace("_", " ").capitalize())
     axes[0][0].legend(frameon=False)
     return fig
