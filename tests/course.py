@@ -12,6 +12,7 @@ import copy
 import difflib
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -111,6 +112,9 @@ def execute(notebook, title: str, *, cwd: Path, parameters=None, output: Path | 
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
+    # A kernel that is torn down after a failing cell may leave a callback on a closed socket, and
+    # tornado would log a traceback of it over the one sentence that matters.
+    logging.getLogger("tornado.general").disabled = True
     quiet = bool(os.environ.get("CI"))
     if not quiet:
         print(f"{title} ...", flush=True)

@@ -246,7 +246,7 @@ def test_the_demo_prints_its_table_and_writes_pages_with_alt_text(tiny, tmp_path
     )
     assert demo.returncode == 0, demo.stderr
     assert f"Trained models found in {out / 'digits-smoke'} are loaded" in demo.stdout
-    assert re.search(r"\nstudent +4 +4 +20\.2 +99\.5% +1\.50\n", demo.stdout)
+    assert re.search(r"\nstudent +4 +4 +20\.25 +99\.5% +1\.50\n", demo.stdout)
     assert demo.stdout.count("(missing)") == 2  # this notebook writes no samples.png, no curve
     assert 'alt="Two empty axes."' in (out / "html" / "04_tiny.html").read_text()
     executed = nbformat.read(out / "notebooks" / "04_tiny.ipynb", as_version=4)
@@ -278,9 +278,9 @@ def test_the_table_has_a_row_per_model_and_steps_and_a_column_per_w():
         "NFE: network evaluations per image; the guided teacher needs two per step",
         "",
         "                       Frechet distance  class accuracy",
-        "model      steps  NFE      w = 0  w = 1    w = 0  w = 1  ms/image",
-        "teacher       32   64      320.0  321.0    50.0%  50.0%      1.50",
-        "student        4    4       40.0      -    50.0%      -      1.00",
+        "model      steps  NFE     w = 0   w = 1    w = 0  w = 1  ms/image",
+        "teacher       32   64    320.00  321.00    50.0%  50.0%      1.50",
+        "student        4    4     40.00       -    50.0%      -      1.00",
     ]
 
 
