@@ -164,10 +164,11 @@ def evaluate_rows(
     """
     file = home(recipe, out) / "evaluations.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
+    networks = [fingerprint(denoiser), fingerprint(judge.classifier)]
     rows = []
     for n, w in itertools.product(steps, weights):
         about = [data.hash[:16], model, n, w, recipe.samples, recipe.seed]
-        key = "/".join([fingerprint(denoiser), fingerprint(judge.classifier), *map(str, about)])
+        key = "/".join([*networks, *map(str, about)])
         if key not in kept:
             row = evaluate(
                 denoiser, judge, data, model=model, steps=n, w=w, n=recipe.samples, seed=recipe.seed
