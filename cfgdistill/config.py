@@ -26,10 +26,15 @@ class Recipe:
     rate_two: float = 5e-4  # of each halving
     ema: float = 0.995  # running average of the teacher's and the stage-one student's weights
     drop: float = 0.1  # condition dropout of the teacher
-    w_max: float = 4.0  # students learn w in [0, w_max]
-    w_power: float = 3.0  # w = w_max u^w_power, u uniform; 1 is the paper's uniform w
+    w_min: float = 0.0  # students learn w in [w_min, w_max]
+    w_max: float = 4.0
+    w_power: float = 3.0  # w = w_min + (w_max - w_min) u^w_power; 1 is the paper's uniform w
     balanced: bool = True  # whether both stages divide their losses by (1 + w)^2
     w_rate: float = 10.0  # the w projection of stage one learns this many times faster
+    prediction_type: str = "v"  # what the networks say: "v", "eps" or "x"
+    weighting: str = "snr_plus_one"  # omega of both stages: see distillation.WEIGHTINGS
+    pretrained: bool = True  # whether every student starts with its teacher's weights
+    save_every: int = 200  # updates between two checkpoints
     seed: int = 0
 
     @property

@@ -46,14 +46,27 @@ class Data:
         return len(self.class_names)
 
     def batch(self, indices: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Examples and labels at `indices`; u ~ U[0, 1], [b], mirrors half of them where legal."""
-        x = self.stored[indices]
+        """Examples and labels at `indices`; u ~ U[0, 1], [b], mirrors half of them where legal.
+
+        They come on the device of `indices`: the data set is moved there once and stays.
+        """
+        stored, labels = self._on(indices.device)
+        x = stored[indices]
         if self.levels is not None:
             x = 2 * x.float() / self.levels - 1
         if self.mirror and u is not None:
             u = u.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
             x = torch.where(u < 0.5, x.flip(-1), x)
-        return x, self.labels[indices]
+        return x, labels[indices]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._copies:
+            self._copies[device] = self.stored.to(device), self.labels.to(device)
+        return self._copies[device]
 
     def all(self) -> tuple[Tensor, Tensor]:
         return self.batch(torch.arange(len(self)))

@@ -15,7 +15,8 @@ class Denoiser(nn.Module):
     net:              net(z, t, cond, w) -> Tensor of the shape of z
     prediction_type:  "v", "eps" or "x"
     steps:            the sampler steps it was distilled for; None: any number (continuous time)
-    sampler:          the sampler it was distilled for, "ddim" or "stochastic"; None: any
+    sampler:          the sampler it was distilled for: "ddim", "stochastic" or, upwards,
+                      "ddim_encode"; None: any
     w_range:          the guidance weights it was trained for; None: no limits are known
     num_classes:      labels run from 0 to num_classes - 1, and num_classes itself is the null
                       label; None: the condition is not a label
@@ -63,6 +64,8 @@ class Denoiser(nn.Module):
                 f"The network turned {list(z.shape)} into {list(output.shape)}: "
                 "a denoiser's output must have the shape of its input."
             )
+        # Under autocast the network may answer in half precision; the rest stays in z's.
+        output = output.to(z.dtype)
         return convert(output, z, *self.schedule.alpha_sigma(t), self.prediction_type)
 
     def for_steps(self, steps: int, sampler: str = "ddim") -> "Denoiser":

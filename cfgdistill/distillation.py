@@ -33,6 +33,9 @@ def snr_plus_one(logsnr: PerExample) -> PerExample:
     return torch.ones_like(logsnr)
 
 
+WEIGHTINGS = {"snr": snr, "truncated_snr": truncated_snr, "snr_plus_one": snr_plus_one}
+
+
 def balance(w: PerExample) -> PerExample:
     """1 / (1 + w)^2, a factor on the loss that makes errors relative to the size of the target.
 

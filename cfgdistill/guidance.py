@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cfgdistill.denoiser import Denoiser, check_labels, check_w
+from cfgdistill.denoiser import Denoiser, check_w
 from cfgdistill.parameterization import Prediction, convert
 from cfgdistill.schedules import Example, Number, PerExample, Schedule, expand, per_example
 
@@ -57,14 +57,12 @@ class GuidedDenoiser(nn.Module):
     def check(
         self, steps: int, cond: Tensor | None, w: Number | None, sampler: str = "ddim"
     ) -> None:
-        """As `Denoiser.check`. A guided pair takes any sampler, any steps and any w >= 0."""
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}.")
+        """As `Denoiser.check`. A guided pair takes any w >= 0."""
         if cond is None or w is None:
             raise ValueError(
                 "A guided teacher needs both a condition and a weight: pass cond and w."
             )
-        check_labels(cond, self.denoiser.num_classes)
+        self.denoiser.check(steps, cond, None, sampler)
         check_w(w, 0.0, math.inf)
 
 

@@ -1,16 +1,26 @@
-"""How good are the samples? Frechet distance and class accuracy on a feature net of our own.
+"""How good are the samples? Quality, diversity and cost, on a feature net of our own.
 
-A Frechet distance depends on the feature net, the number of samples and the reference; it is
-called FID only with the Inception network of 2015. Ours is not, so it is never called that.
+Every such number depends on the feature net, the number of samples and the reference. A Frechet
+distance is called FID only with the Inception network of 2015; that is `published_fid`. On our own
+net it is never called that.
 """
 
 import time
+import warnings
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.utilities import dim_zero_cat
 
 from cfgdistill.data import Data
 from cfgdistill.sampling import ddim, last
+from cfgdistill.training import random_at
 
 
 class Classifier(nn.Module):
@@ -56,42 +66,165 @@ def classification_loss(classifier, x, cond, draw) -> Tensor:
     return nn.functional.cross_entropy(classifier.logits(x), cond, reduction="none")
 
 
-class Judge:
-    """A feature net with the statistics of one reference split; memory does not grow with n.
+EVERY = slice(0, None, 1)
 
-    judge(x, labels) -> frechet distance, share of samples that are of their class. Any module will
-    do that gives features [b, num_features] when called and class logits [b, k] by `logits`.
+
+def share_of_this_process() -> slice:
+    """Every k-th example where k processes run together, else all."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return EVERY
+    return slice(torch.distributed.get_rank(), None, torch.distributed.get_world_size())
+
+
+class _Given(nn.Identity):
+    """The feature net of a torchmetrics metric that is handed features instead of images."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+
+class KernelDistance(KernelInceptionDistance):
+    """torchmetrics' kernel distance in subsets of 1,000 samples, or of all if they are fewer."""
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        sizes = [len(dim_zero_cat(f)) for f in (self.real_features, self.fake_features)]
+        self.subset_size = min(1000, *sizes)
+        return super().compute()
+
+
+class PrecisionRecall(Metric):
+    """Improved precision and recall (Kynkaanniemi et al. 2019, alg. 1) -> tensor [2].
+
+    The manifold of a set is the union of balls around its points, each as large as the distance to
+    the point's k-th nearest neighbour. Precision is the share of samples in the manifold of the
+    reference, recall the share of the reference in that of the samples.
     """
 
-    def __init__(self, classifier: nn.Module, reference: Data, batch: int = 1000):
-        from torchmetrics.classification import MulticlassAccuracy
-        from torchmetrics.image.fid import FrechetInceptionDistance
+    full_state_update = False
 
-        self.classifier, self.batch = classifier.eval(), batch
+    def __init__(self, k: int = 3):
+        super().__init__()
+        self.k = k
+        self.real: list[Tensor]
+        self.fake: list[Tensor]
+        for state in ("real", "fake"):
+            self.add_state(state, [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, real: bool) -> None:
+        (self.real if real else self.fake).append(features)
+
+    def compute(self) -> Tensor:
+        real, fake = dim_zero_cat(self.real), dim_zero_cat(self.fake)
+        return torch.stack([self._share(fake, real), self._share(real, fake)])
+
+    def _share(self, points: Tensor, centres: Tensor) -> Tensor:
+        """The share of `points` in the manifold of `centres`."""
+        if len(centres) <= self.k:
+            raise ValueError(f"Precision and recall need more than {self.k} points of each kind.")
+        exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}  # a point is at 0 from itself
+        radius = [
+            torch.cdist(part, centres, **exact).kthvalue(self.k + 1).values
+            for part in centres.split(1000)
+        ]
+        inside = [
+            (torch.cdist(part, centres, **exact) <= torch.cat(radius)).any(1)
+            for part in points.split(1000)
+        ]
+        return torch.cat(inside).float().mean()
+
+    def reset(self) -> None:
+        """Forget the samples; keep the reference."""
+        real = list(self.real)
+        super().reset()
+        self.real = real
+
+
+class Judge:
+    """A feature net with the statistics of one reference split.
+
+    update(x, labels) takes samples in batches of any size and forgets the images; compute() gives
+
+    frechet_distance   of two Gaussians fitted to the features (Heusel et al. 2017)
+    kernel_distance    squared MMD with the kernel (a.b / d + 1)^3 (Binkowski et al. 2018), unbiased
+    inception_score    exp E KL(p(y|x) || p(y)) of the net's own classes (Salimans et al. 2016)
+    precision, recall  share of samples inside the reference's manifold, and the other way round
+                       (Kynkaanniemi et al. 2019, k = 3)
+    class_accuracy     share of samples that the net says are of their class
+
+    The last four of these need single features: they look at the first `most` samples, so that
+    memory does not grow with their number. Any module will do that gives features
+    [b, num_features] when called, and class logits [b, k] by `logits`. Several processes that each
+    judge a part of the samples get the same answer, for all of them.
+    """
+
+    def __init__(
+        self, classifier: nn.Module, reference: Data, batch: int = 1000, most: int = 10_000
+    ):
+        self.classifier, self.batch, self.most = classifier.eval(), batch, most
         self.name = f"{reference.name} classifier, {classifier.num_features} features"
         self.reference = f"{reference.name} {reference.split}, {len(reference)} images"
-        device = next(classifier.parameters()).device
-        self.frechet = FrechetInceptionDistance(classifier, reset_real_features=False).to(device)
-        self.accuracy = MulticlassAccuracy(reference.num_classes, average="micro").to(device)
-        self._update(reference.all()[0], real=True)
+        self.device = next(classifier.parameters()).device
+        given = _Given(classifier.num_features)  # one pass of the net serves all of them
+        keep = {"reset_real_features": False}
+        self.frechet = FrechetInceptionDistance(given, **keep).to(self.device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Metric .* will save all extracted features")
+            self.kernel = KernelDistance(given, subsets=20, **keep).to(self.device)
+            self.inception = InceptionScore(given, splits=1).to(self.device)
+        self.manifold = PrecisionRecall().to(self.device)
+        self.accuracy = MulticlassAccuracy(reference.num_classes, average="micro").to(self.device)
+        self.samples = 0
+        with torch.no_grad():
+            for rows in torch.arange(len(reference))[share_of_this_process()].split(batch):
+                features = classifier(reference.batch(rows)[0].to(self.device))
+                self.frechet.update(features, real=True)
+                if rows[0] < most:  # several processes keep a part each
+                    self.kernel.update(features, real=True)
+                    self.manifold.update(features, real=True)
+
+    def reset(self) -> None:
+        """Forget the samples; keep the reference."""
+        for metric in (self.frechet, self.kernel, self.manifold, self.inception, self.accuracy):
+            metric.reset()
+        self.samples = 0
 
     @torch.no_grad()
-    def _update(self, x: Tensor, real: bool) -> None:
-        for part in x.split(self.batch):
-            self.frechet.update(part.to(self.frechet.device), real=real)
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor, labels: Tensor) -> tuple[float, float]:
-        self.frechet.reset()
-        self.accuracy.reset()
-        self._update(x, real=False)
+    def update(self, x: Tensor, labels: Tensor) -> None:
+        """Take in samples x [b, *d] in [-1, 1] that should be of the classes `labels`, [b]."""
         for part, own in zip(x.split(self.batch), labels.split(self.batch), strict=True):
-            logits = self.classifier.logits(part.to(self.accuracy.device))
-            self.accuracy.update(logits, own.to(self.accuracy.device))
-        return self.frechet.compute().item(), self.accuracy.compute().item()
+            part, own = part.to(self.device), own.to(self.device)
+            features, logits = self.classifier(part), self.classifier.logits(part)
+            self.frechet.update(features, real=False)
+            self.accuracy.update(logits, own)
+            if self.samples < self.most:
+                self.kernel.update(features, real=False)
+                self.manifold.update(features, real=False)
+                self.inception.update(logits)
+            self.samples += len(part)
+
+    def compute(self) -> dict[str, float]:
+        """All of the above for the samples so far; at least two of them."""
+        with torch.random.fork_rng(devices=[]):  # the kernel distance draws its subsets
+            torch.manual_seed(0)
+            precision, recall = self.manifold.compute().tolist()
+            return {
+                "frechet_distance": self.frechet.compute().item(),
+                "kernel_distance": self.kernel.compute()[0].item(),
+                "inception_score": self.inception.compute()[0].item(),
+                "precision": precision,
+                "recall": recall,
+                "class_accuracy": self.accuracy.compute().item(),
+            }
+
+    def __call__(self, x: Tensor, labels: Tensor) -> dict[str, float]:
+        """Judge these samples alone."""
+        self.reset()
+        self.update(x, labels)
+        return self.compute()
 
 
-def generate(
+def samples(
     denoiser,
     shape: tuple[int, ...],
     labels: Tensor,
@@ -101,18 +234,25 @@ def generate(
     seed: int = 0,
     batch: int = 125,
     sampler=ddim,
-) -> Tensor:
-    """One sample for each label, [n, *shape] in [-1, 1], from noise that depends on seed alone.
+    share: slice = EVERY,
+) -> Iterator[Tensor]:
+    """One sample for each label, batch by batch: [b, *shape] in [-1, 1].
 
-    The same seed gives every model the same noise.
+    The same seed gives every model the same noise; what a sampler adds on the way comes from a
+    generator of its own. With a `share`, only those of each batch are sampled.
     """
     device = next(denoiser.parameters(), labels).device  # an exact denoiser has no parameters
-    noise = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
-    samples = [
-        last(sampler(denoiser, z.to(device), steps, cond.to(device), w)).cpu()
-        for z, cond in zip(noise.split(batch), labels.split(batch), strict=True)
-    ]
-    return torch.cat(samples).clamp(-1, 1)
+    noise = torch.Generator().manual_seed(seed)
+    added = {} if sampler is ddim else {"generator": random_at(seed, sampler.__name__, share.start)}
+    for cond in labels.split(batch):
+        z = torch.randn(len(cond), *shape, generator=noise)[share].to(device)
+        x = last(sampler(denoiser, z, steps, cond[share].to(device), w, **added))
+        yield x.cpu().clamp(-1, 1)
+
+
+def generate(denoiser, shape: tuple[int, ...], labels: Tensor, **how) -> Tensor:
+    """The samples of `samples`, all at once: [n, *shape]."""
+    return torch.cat(list(samples(denoiser, shape, labels, **how)))
 
 
 def evaluate(
@@ -127,23 +267,90 @@ def evaluate(
     seed: int = 0,
     batch: int = 125,
     sampler=ddim,
+    teacher=None,
+    teacher_steps: int = 128,
 ) -> dict:
-    """One row of a results table: quality and cost of n samples, the classes in equal parts."""
-    labels = torch.arange(n) % data.num_classes
-    denoiser.nfe = 0
-    started = time.perf_counter()
-    x = generate(
-        denoiser, data.shape, labels, steps=steps, w=w, seed=seed, batch=batch, sampler=sampler
+    """One row of a results table: quality and cost of n samples, the classes in equal parts.
+
+    Samples are judged batch by batch and forgotten; several processes share every batch. With a
+    `teacher` the row also has distance_to_teacher: the root mean square, over pixels in [-1, 1], of
+    what lies between a sample and the teacher's own, by DDIM in teacher_steps from the same noise
+    and at the same w.
+    """
+    labels, share = torch.arange(n) % data.num_classes, share_of_this_process()
+    how = {"w": w, "seed": seed, "batch": batch, "share": share}
+    mine = samples(denoiser, data.shape, labels, steps=steps, sampler=sampler, **how)
+    truth = (
+        None
+        if teacher is None
+        else samples(teacher, data.shape, labels, steps=teacher_steps, **how)
     )
-    seconds = time.perf_counter() - started
-    frechet_distance, class_accuracy = judge(x, labels)
-    return {
+    distance, seconds = MeanSquaredError(squared=False).to(judge.device), 0.0
+    judge.reset()
+    for cond in labels.split(batch):
+        denoiser.nfe = 0
+        started = time.perf_counter()
+        x = next(mine)
+        seconds += time.perf_counter() - started
+        nfe = denoiser.nfe
+        judge.update(x, cond[share])
+        if truth is not None:
+            distance.update(x.to(judge.device), next(truth).to(judge.device))
+    row = {
         "model": model,
         "sampler": sampler.__name__,
         "steps": steps,
-        "nfe": denoiser.nfe // len(labels.split(batch)),  # it counts every batch
+        "nfe": nfe,
         "w": w,
-        "frechet_distance": round(frechet_distance, 4),
-        "class_accuracy": round(class_accuracy, 4),
+        **{key: round(value, 4) for key, value in judge.compute().items()},
         "ms_per_image": round(1000 * seconds / n, 3),
     }
+    return (
+        row if truth is None else row | {"distance_to_teacher": round(distance.compute().item(), 4)}
+    )
+
+
+FID_SAMPLES = 50_000
+
+
+def published_fid(batches: Iterable[Tensor], reference: Data) -> float:
+    """FID as papers report it: Inception-v3 features of 2015, 50,000 samples [b, 3, h, h] in
+    [-1, 1], against all of the training split. Needs torch-fidelity and its weights.
+
+    Raises OSError where either cannot be had, ValueError for another protocol; it never falls back
+    on another net.
+    """
+    if reference.split != "train" or reference.name != "cifar10" or len(reference) != FID_SAMPLES:
+        raise ValueError(
+            "The published FID compares with all 50,000 training images of cifar10, not with "
+            f"{len(reference)} of {reference.name} {reference.split}: use the Judge instead."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frechet = FrechetInceptionDistance(2048)
+    except ModuleNotFoundError as error:
+        raise OSError(
+            "The published FID needs torch-fidelity, which is not installed: "
+            "pip install 'cfgdistill[fid]'. Our own Frechet distance is no substitute for it."
+        ) from error
+    except Exception as error:  # of urllib, http and torch, each with kinds of its own
+        raise OSError(
+            "The Inception weights of the published FID could not be had "
+            f"({type(error).__name__}: {error}): connect to the network, or put them where "
+            "torch-fidelity looks, ~/.cache/torch/hub/checkpoints."
+        ) from error
+    frechet.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def update(x, real):
+        frechet.update(((x + 1) * 127.5).round().to(torch.uint8).to(frechet.device), real=real)
+
+    seen = 0
+    for x in batches:
+        update(x, False)
+        seen += len(x)
+    if seen != FID_SAMPLES:
+        raise ValueError(f"The published FID is defined on {FID_SAMPLES:,} samples, not {seen:,}.")
+    for rows in torch.arange(len(reference)).split(250):
+        update(reference.batch(rows)[0], True)
+    return frechet.compute().item()

@@ -62,6 +62,15 @@ def draw_images(axis, x: Tensor, columns: int, title: str = "") -> None:
     axis.set_title(title, fontsize=9, loc="left")
 
 
+def save_images(x: Tensor, columns: int, path: str | Path) -> None:
+    """Write a mosaic of images [n, c, h, w] in [-1, 1], each pixel four times as large."""
+    picture = mosaic(x, columns).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    if picture.shape[-1] == 1:
+        picture = picture.expand(*picture.shape[:2], 3)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    plt.imsave(path, picture.numpy())
+
+
 def sample_grid(pictures: dict[str, dict[str, Tensor]], columns: int) -> Figure:
     """{column title: {row title: images}} as one figure: rows are models, columns are w."""
     titles = list(next(iter(pictures.values())))

@@ -1,4 +1,4 @@
-"""Sampling: DDIM down from noise to data and up again, its inverse, and the stochastic sampler.
+"""Sampling: DDIM down from noise to data and up again, its inverse, and two samplers with noise.
 
 The step is a rotation. With phi the schedule's angle and d = phi_s - phi_t,
 alpha_s x + sigma_s eps = cos(d) z_t + sin(d) v. So a step is known by where it lands, and v can be
@@ -49,8 +49,29 @@ def ddim_encode(
     denoiser, x: Example, steps: int, cond: Tensor | None = None, w: Number | None = None
 ) -> Iterator[Example]:
     """The same flow upwards: from data x [b, *d] at t = 0 to the noise that decodes to it."""
-    denoiser.check(steps, cond, w)
+    denoiser.check(steps, cond, w, "ddim_encode")
     return _walk(denoiser, x, [i / steps for i in range(steps + 1)], cond, w)
+
+
+def translate(
+    encoder,
+    decoder,
+    x: Example,
+    source: Tensor,
+    target: Tensor,
+    steps: int,
+    *,
+    w: Number = 0.0,
+    w_encode: Number = 0.0,
+) -> Example:
+    """Style transfer (Meng et al. 2023): encode x under `source`, decode as `target`.
+
+    w guides the decoder, w_encode the encoder; they may be one many-step model or two students of
+    `steps` steps. With target = source and equal weights it is a reconstruction. Costs `steps`
+    calls of each.
+    """
+    z = last(ddim_encode(encoder, x, steps, source, w_encode))
+    return last(ddim(decoder, z, steps, target, w))
 
 
 def renoise(
@@ -85,6 +106,43 @@ def stochastic(
     return _jump_and_renoise(denoiser, z, steps, cond, w, generator)
 
 
+def ancestral(
+    denoiser,
+    z: Example,
+    steps: int,
+    cond: Tensor | None = None,
+    w: Number | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Example]:
+    """DDPM's sampler: z_s is drawn from q(z_s | z_t, x) at the predicted x, in equal steps of time.
+
+    Its variance is (sigma_s / sigma_t)^2 (1 - alpha_t^2 / alpha_s^2)  (Ho et al. 2020, alg. 2; Song
+    et al. 2021, eq. 16 with eta = 1). A baseline: no student is trained for it. Arguments and cost
+    as for `stochastic`.
+    """
+    denoiser.check(steps, cond, w, "ancestral")
+    return _ancestral(denoiser, z, steps, cond, w, generator)
+
+
+def _ancestral(denoiser, z, steps, cond, w, generator):
+    for i in range(steps, 0, -1):
+        with torch.no_grad():
+            (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+                denoiser.schedule.alpha_sigma(per_example(j / steps, z)) for j in (i, i - 1)
+            )
+            variance = (sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)
+            kept = (sigma_s**2 - variance).clamp_min(0).sqrt()
+            pred = denoiser(z, i / steps, cond, w)
+            z = expand(alpha_s, z) * pred.x + expand(kept, z) * pred.eps
+            if i > 1:
+                z = z + expand(variance.sqrt(), z) * _noise_like(z, generator)
+        yield z
+
+
+def _noise_like(z, generator):
+    return torch.randn(z.shape, dtype=z.dtype, generator=generator).to(z.device)
+
+
 def _jump_and_renoise(denoiser, z, steps, cond, w, generator):
     schedule = denoiser.schedule
     for i in range(steps, 0, -1):
@@ -92,8 +150,7 @@ def _jump_and_renoise(denoiser, z, steps, cond, w, generator):
             k, s = (per_example(max(i - jump, 0) / steps, z) for jump in (2, 1))
             z = ddim_step(denoiser(z, i / steps, cond, w), k, schedule)
             if i > 1:
-                eps = torch.randn(z.shape, dtype=z.dtype, generator=generator).to(z.device)
-                z = renoise(z, eps, k, s, schedule)
+                z = renoise(z, _noise_like(z, generator), k, s, schedule)
         yield z
 
 

@@ -1,8 +1,8 @@
 """The stages of a recipe. Each finds its finished model, or resumes it, or trains it.
 
 Everything is kept under out/<data set>-<profile>/: classifier, teacher, stage-one, and
-stage-two/steps-N. A model's card names the sha256 of the teacher it was made from, so models of
-different runs are never mixed.
+stage-two/steps-N; stage-two-stochastic, encoder and two-students likewise. A model's card names the
+sha256 of the teacher it was made from, so models of different runs are never mixed.
 """
 
 import itertools
@@ -14,13 +14,22 @@ from pathlib import Path
 import torch
 
 from cfgdistill.checkpoints import fingerprint, read_card, write_text
-from cfgdistill.config import Recipe
+from cfgdistill.config import Recipe, get_recipe, one_of
 from cfgdistill.data import Data
 from cfgdistill.denoiser import Denoiser
+from cfgdistill.distillation import (
+    WEIGHTINGS,
+    Weighting,
+    snr,
+    snr_plus_one,
+    truncated_snr,
+)
 from cfgdistill.guidance import GuidedDenoiser
 from cfgdistill.metrics import Classifier, Judge, classification_loss, evaluate
+from cfgdistill.sampling import ddim
 from cfgdistill.training import (
     distill_progressively,
+    reset,
     stage_one_loss,
     teacher_loss,
     train,
@@ -31,6 +40,28 @@ from cfgdistill.unets import add_w_conditioning, build_unet
 def home(recipe: Recipe, out: str | Path) -> Path:
     """The folder of a recipe's models."""
     return Path(out) / recipe.name
+
+
+# What a stage depends on beyond its row of the table of recipes.
+TEACHER = ("prediction_type",)
+STAGE_ONE = (*TEACHER, "w_min", "w_max", "w_power", "balanced", "weighting", "pretrained")
+TWO_STUDENTS = (*TEACHER, "weighting", "pretrained")
+# The weighting of the teacher's loss, under which an error of its network counts everywhere, but
+# never infinitely: for eps and v it is the plain squared error of what the network says.
+BOUNDED = {"v": snr_plus_one, "eps": snr, "x": truncated_snr}
+FOLDERS = {"ddim": "stage-two", "stochastic": "stage-two-stochastic", "ddim_encode": "encoder"}
+
+
+def stage_folder(recipe: Recipe, out: str | Path, stage: str, depends: tuple[str, ...]) -> Path:
+    """out/<recipe>/<stage>, with what was changed against the recipe's row of the table.
+
+    So a comparison such as get_recipe("digits", "laptop", weighting="snr") has folders of its own,
+    stage-one-weighting=snr and so on, and shares the others.
+    """
+    row = get_recipe(recipe.dataset, recipe.profile)
+    changed = {key: getattr(recipe, key) for key in depends}
+    names = [f"-{key}={value}" for key, value in changed.items() if value != getattr(row, key)]
+    return home(recipe, out) / "".join([stage, *names])
 
 
 def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier:
@@ -47,10 +78,9 @@ def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier:
             updates=recipe.classifier,
             batch=recipe.batch,
             rate=2e-3,
-            seed=recipe.seed,
-            notes={"recipe": asdict(recipe)},
             folder=home(recipe, out) / "classifier",
             about={"data": data.hash},
+            **_common(recipe),
         )
     )
     return classifier
@@ -64,17 +94,16 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     _finish(
         train(
             teacher,
-            teacher_loss(data.num_classes, recipe.drop),
+            teacher_loss(data.num_classes, recipe.drop, BOUNDED[recipe.prediction_type]),
             data,
             name="teacher",
             updates=recipe.teacher,
             batch=recipe.batch,
             rate=recipe.rate,
-            seed=recipe.seed,
             ema=recipe.ema,
-            notes={"recipe": asdict(recipe)},
-            folder=home(recipe, out) / "teacher",
+            folder=stage_folder(recipe, out, "teacher", TEACHER),
             about={"data": data.hash, "net": teacher.describe(), "drop": recipe.drop},
+            **_common(recipe),
         )
     )
     return teacher
@@ -83,8 +112,10 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
 def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     """One network with a w input that does what the guided pair does."""
     teacher = train_teacher(recipe, data, out)
-    w_range = (0.0, recipe.w_max)
+    w_range = (recipe.w_min, recipe.w_max)
     student = add_w_conditioning(teacher, w_range)
+    if not recipe.pretrained:
+        reset(student.net, recipe.seed)
     _finish(
         train(
             student,
@@ -93,6 +124,7 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
                 w_range,
                 w_power=recipe.w_power,
                 balanced=recipe.balanced,
+                weighting=_weighting(recipe),
             ),
             data,
             name="stage-one",
@@ -100,16 +132,14 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
             batch=recipe.batch,
             rate=recipe.rate_one,
             faster={"cond_proj": recipe.w_rate},
-            seed=recipe.seed,
             ema=recipe.ema,
-            notes={"recipe": asdict(recipe)},
-            folder=home(recipe, out) / "stage-one",
+            folder=stage_folder(recipe, out, "stage-one", STAGE_ONE),
             about={
-                "teacher": read_card(home(recipe, out) / "teacher")["sha256"],
+                "teacher": read_card(stage_folder(recipe, out, "teacher", TEACHER))["sha256"],
                 "w_range": w_range,
-                "w_power": recipe.w_power,
-                "balanced": recipe.balanced,
+                **_losses(recipe),
             },
+            **_common(recipe),
         )
     )
     return student
@@ -118,7 +148,11 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
 def train_stage_two(
     recipe: Recipe, data: Data, out: str | Path, sampler: str = "ddim"
 ) -> Iterator[Denoiser]:
-    """Students of recipe.start, ..., 4, 2, 1 steps, one after the other, for either sampler."""
+    """Students of recipe.start, ..., 4, 2, 1 steps, one after the other.
+
+    For the sampler "ddim", for "stochastic", or for "ddim_encode": then they are encoders.
+    """
+    one_of("sampler", sampler, FOLDERS)
     teacher = train_stage_one(recipe, data, out)
     yield from distill_progressively(
         teacher,
@@ -127,18 +161,63 @@ def train_stage_two(
         updates=recipe.halving,
         batch=recipe.batch,
         rate=recipe.rate_two,
-        seed=recipe.seed,
+        sampler=sampler,
         w_power=recipe.w_power,
         balanced=recipe.balanced,
-        notes={"recipe": asdict(recipe)},
-        sampler=sampler,
-        folder=home(recipe, out) / ("stage-two" if sampler == "ddim" else f"stage-two-{sampler}"),
+        weighting=_weighting(recipe),
+        pretrained=recipe.pretrained,
+        folder=stage_folder(recipe, out, FOLDERS[sampler], STAGE_ONE),
         about={
-            "teacher": read_card(home(recipe, out) / "stage-one")["sha256"],
-            "w_power": recipe.w_power,
-            "balanced": recipe.balanced,
+            "teacher": read_card(stage_folder(recipe, out, "stage-one", STAGE_ONE))["sha256"],
+            **_losses(recipe),
         },
+        **_common(recipe),
     )
+
+
+def train_two_students(recipe: Recipe, data: Data, out: str | Path) -> Iterator[GuidedDenoiser]:
+    """The paper's variant without stage one: both halves of the guided pair are distilled.
+
+    One network with dropped labels is the conditional and the unconditional student, and they are
+    guided when sampling, at two evaluations per step. It fails at few steps: see notebook 07.
+    """
+    teacher = train_teacher(recipe, data, out)
+    for student in distill_progressively(
+        teacher,
+        data,
+        start=recipe.start,
+        updates=recipe.halving,
+        batch=recipe.batch,
+        rate=recipe.rate_two,
+        weighting=_weighting(recipe),
+        drop=0.5,
+        pretrained=recipe.pretrained,
+        folder=stage_folder(recipe, out, "two-students", TWO_STUDENTS),
+        about={
+            "teacher": read_card(stage_folder(recipe, out, "teacher", TEACHER))["sha256"],
+            **_losses(recipe),
+        },
+        **_common(recipe),
+    ):
+        yield GuidedDenoiser(student, data.num_classes)
+
+
+def _common(recipe: Recipe) -> dict:
+    """What every stage is told in the same words."""
+    return {
+        "seed": recipe.seed,
+        "save_every": recipe.save_every,
+        "notes": {"recipe": asdict(recipe)},
+    }
+
+
+def _losses(recipe: Recipe) -> dict:
+    keys = ("w_power", "balanced", "weighting", "pretrained")
+    return {key: getattr(recipe, key) for key in keys}
+
+
+def _weighting(recipe: Recipe) -> Weighting:
+    return WEIGHTINGS[one_of("weighting", recipe.weighting, WEIGHTINGS)]
 
 
 def make_judge(recipe: Recipe, data: Data, out: str | Path) -> Judge:
@@ -156,24 +235,35 @@ def evaluate_rows(
     model: str,
     steps: Iterable[int],
     weights: Iterable[float],
+    sampler=ddim,
+    teacher=None,
 ) -> list[dict]:
-    """Rows of the results table for each number of steps and each w.
+    """Rows of the results table for each number of steps and each w: see `metrics.evaluate`.
 
     Rows are kept in evaluations.json under the fingerprints of both networks, and found again
     there: a table that several notebooks share is computed once.
     """
     file = home(recipe, out) / "evaluations.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
-    networks = [fingerprint(denoiser), fingerprint(judge.classifier)]
+    models = [m for m in (denoiser, judge.classifier, teacher) if m is not None]
+    networks = [fingerprint(m) for m in models]
     rows = []
     for n, w in itertools.product(steps, weights):
-        about = [data.hash[:16], model, n, w, recipe.samples, recipe.seed]
+        about = [data.hash[:16], model, sampler.__name__, n, w, recipe.samples, recipe.seed]
         key = "/".join([*networks, *map(str, about)])
         if key not in kept:
-            row = evaluate(
-                denoiser, judge, data, model=model, steps=n, w=w, n=recipe.samples, seed=recipe.seed
+            kept[key] = evaluate(
+                denoiser,
+                judge,
+                data,
+                model=model,
+                steps=n,
+                w=w,
+                n=recipe.samples,
+                seed=recipe.seed,
+                sampler=sampler,
+                teacher=teacher,
             )
-            kept[key] = row
             write_text(file, json.dumps(kept, indent=1))
         rows.append(kept[key])
     return rows

@@ -52,46 +52,46 @@ class Update(NamedTuple):
 class Draw:
     """The random numbers of one update: drawn for the whole batch; a process keeps its share.
 
-    They are drawn on the CPU, so that they are the same on every device.
+    So what an example draws does not depend on how many processes share the batch. The numbers are
+    made on the device, which never waits for them.
     """
 
-    def __init__(self, where: tuple, batch: int, share: slice, device: torch.device):
-        self.generator, self.batch, self.share, self.device = (
-            random_at(*where),
-            batch,
-            share,
-            device,
-        )
+    def __init__(self, where: tuple, batch: int, share: slice, device: str | torch.device):
+        self.batch, self.share = batch, share
+        self.made = {"generator": random_at(*where, device=device), "device": device}
 
     def uniform(self) -> Tensor:
         """U[0, 1], one per example."""
-        return torch.rand(self.batch, generator=self.generator)[self.share].to(self.device)
+        return torch.rand(self.batch, **self.made)[self.share]
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """N(0, I) of the given shape for each example."""
-        every = torch.randn(self.batch, *shape, generator=self.generator)
-        return every[self.share].to(self.device)
+        return torch.randn(self.batch, *shape, **self.made)[self.share]
 
     def integers(self, high: int) -> Tensor:
-        """Whole numbers 0 .. high - 1, one per example, on the CPU."""
-        return torch.randint(high, (self.batch,), generator=self.generator)[self.share]
+        """Whole numbers 0 .. high - 1, one per example."""
+        return torch.randint(high, (self.batch,), **self.made)[self.share]
 
 
-def random_at(*where) -> torch.Generator:
+def random_at(*where, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator whose numbers depend on `where` alone, such as (seed, "teacher", 812)."""
     digest = hashlib.sha256(repr(where).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 # ---- what the three stages minimise ---------------------------------------------------------
 
+# How far one call of each sampler leads towards the data, in units of 1/N.
+JUMPS = {"ddim": 1, "stochastic": 2, "ddim_encode": -1}
 
-def teacher_loss(null: int | Tensor, drop: float) -> Loss:
+
+def teacher_loss(null: int | Tensor, drop: float, weighting: Weighting = snr_plus_one) -> Loss:
     """The diffusion loss, with the condition replaced by null with probability `drop`."""
 
     def loss(denoiser, x, cond, draw):
-        cond = drop_condition(cond, null, drop, draw.uniform())
-        return diffusion_loss(denoiser, x, cond, draw.uniform(), eps=draw.normal(x.shape[1:]))
+        cond, t = drop_condition(cond, null, drop, draw.uniform()), draw.uniform()
+        eps = draw.normal(x.shape[1:])
+        return diffusion_loss(denoiser, x, cond, t, eps=eps, weighting=weighting)
 
     return loss
 
@@ -126,18 +126,23 @@ def stage_two_loss(
     w_power: float = 1.0,
     balanced: bool = False,
     weighting: Weighting = snr_plus_one,
+    drop: float = 0.0,
 ) -> Loss:
-    """Progressive distillation to N = `steps` steps, from the times i/N, i uniform in 1 .. N.
+    """Progressive distillation to N = `steps` steps, from the times at which its sampler calls.
 
-    One student step does two of its teacher's, which take 2N: over 1/N for "ddim"; for
-    "stochastic", whose jumps are of double length, over 2/N, and from 1/N to 0 it does one.
-    Without a w range the networks take no w: plain progressive distillation.
+    One student step does two of its teacher's, which take 2N. From t = i/N, i uniform in 1 .. N,
+    they lead down by 1/N for "ddim", and by 2/N for "stochastic", whose jumps are of double length
+    (from 1/N to 0 it does one). For "ddim_encode" they lead up by 1/N from 0, ..., 1 - 1/N.
+    Without a w range the networks take no w: plain progressive distillation. `drop` is the
+    probability of the null label, for a student that is to be both halves of a guided pair.
     """
-    jump = {"ddim": 1, "stochastic": 2}[one_of("sampler", sampler, ("ddim", "stochastic"))]
+    jump = JUMPS[one_of("sampler", sampler, JUMPS)]
 
     def loss(student, x, cond, draw):
         w = sample_w(draw.uniform(), w_range, w_power) if w_range is not None else None
-        i = draw.integers(steps).to(x) + 1
+        if drop:
+            cond = drop_condition(cond, teacher.num_classes, drop, draw.uniform())
+        i = draw.integers(steps).to(x) + (jump > 0)
         t, mid, s = ((i - back).clamp_min(0) / steps for back in (0, jump / 2, jump))
         eps = draw.normal(x.shape[1:])
         losses = progressive_loss(
@@ -240,8 +245,8 @@ def train(
                 started = time.perf_counter()
                 draw = Draw((seed, name, run.done), batch, share, accelerator.device)
                 x, cond = data.batch(draw.integers(len(data)), draw.uniform())
-                x, cond = x.to(accelerator.device), cond.to(accelerator.device)
-                value = loss(model, x, cond, draw).mean()
+                with accelerator.autocast():  # also for the frozen teacher
+                    value = loss(model, x, cond, draw).mean()
                 mean = accelerator.reduce(value.detach(), "mean").item()
                 if not math.isfinite(mean):
                     raise FloatingPointError(
@@ -259,9 +264,10 @@ def train(
                     average.step(run.net.parameters())
                 run.seconds += time.perf_counter() - started
                 run.losses.append(mean)
-                if interrupted() or run.done % save_every == 0:
+                stop = _any(interrupted(), accelerator)
+                if stop or run.done % save_every == 0:
                     run.save()
-                if interrupted():
+                if stop or accelerator.num_processes == 1 and interrupted():
                     raise KeyboardInterrupt(f"Stopped in {name}. {run.where_saved()}")
             bar.update()
             try:
@@ -304,20 +310,25 @@ def distill_progressively(
     w_power: float = 1.0,
     balanced: bool = False,
     weighting: Weighting = snr_plus_one,
+    drop: float = 0.0,
+    pretrained: bool = True,
     folder: str | Path | None = None,
     about: dict | None = None,
     notes: dict | None = None,
+    save_every: int = 200,
     accelerator=None,
 ) -> Iterator[Denoiser]:
     """Stage two, the halving loop: yields the finished students of start, start/2, ..., 1 steps.
 
-    Each student starts as a copy of its teacher and then is the next one's teacher. As in the
-    released configurations of Salimans & Ho 2022: the rate falls to 0 in every halving, no EMA, and
-    twice the updates for 2 steps and 1 step. Arguments as in `train`; a folder gets one
-    sub-folder per student, steps-N.
+    Each student starts as a copy of its teacher (unless not `pretrained`) and then is the next
+    one's teacher. As in the released configurations of Salimans & Ho 2022: the rate falls to 0 in
+    every halving, no EMA, and twice the updates for 2 steps and 1 step. Arguments as in
+    `stage_two_loss` and `train`; a folder gets one sub-folder per student, steps-N.
     """
     for steps in halvings(start):
         student = teacher.for_steps(steps, sampler)
+        if not pretrained:
+            reset(student.net, seed)
         # A single stochastic step is the teacher's own single step: that student is a copy, and
         # Adam would only magnify the rounding errors of a loss of zero.
         copied = sampler == "stochastic" and steps == 1
@@ -331,6 +342,7 @@ def distill_progressively(
                 w_power=w_power,
                 balanced=balanced,
                 weighting=weighting,
+                drop=drop,
             ),
             data,
             name=f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}",
@@ -341,11 +353,21 @@ def distill_progressively(
             folder=None if folder is None else Path(folder) / f"steps-{steps}",
             about=about,
             notes=notes,
+            save_every=save_every,
             accelerator=accelerator,
         ):
             pass
         yield student
         teacher = student
+
+
+def reset(net: nn.Module, seed: int = 0) -> None:
+    """Random weights again, as before any training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in net.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
 
 
 def mixed_precision() -> str:
@@ -424,6 +446,13 @@ class _Run:
         }
         save_weights(model, self.folder, self.about, **card)
         self.file.unlink(missing_ok=True)
+
+
+def _any(flag: bool, accelerator) -> bool:
+    """Whether it is so in any process: then all of them act on it, after the same update."""
+    if accelerator.num_processes == 1:
+        return flag
+    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)).item() > 0
 
 
 @contextmanager

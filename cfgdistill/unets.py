@@ -54,7 +54,7 @@ class ClassUNet(nn.Module):
 
 
 def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
-    """A new v-predicting teacher for images [channels, size, size]; label num_classes is null."""
+    """A new teacher for images [channels, size, size]; label num_classes is null."""
     from diffusers import UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
@@ -73,7 +73,8 @@ def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) ->
             attention_head_dim=16,
             num_class_embeds=num_classes + 1,
         )
-    return Denoiser(ClassUNet(unet), CosineSchedule(), "v", num_classes=num_classes)
+    net = ClassUNet(unet)
+    return Denoiser(net, CosineSchedule(), recipe.prediction_type, num_classes=num_classes)
 
 
 def add_w_conditioning(teacher: Denoiser, w_range: tuple[float, float]) -> Denoiser:

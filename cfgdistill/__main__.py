@@ -1,0 +1,7 @@
+"""`python -m cfgdistill`."""
+
+import sys
+
+from cfgdistill.cli import main
+
+sys.exit(main())
