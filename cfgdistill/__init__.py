@@ -14,7 +14,16 @@ from cfgdistill.distillation import (
 )
 from cfgdistill.guidance import GuidedDenoiser, guide
 from cfgdistill.parameterization import Prediction, convert
-from cfgdistill.sampling import ddim, ddim_encode, ddim_step, implied_v, last, stochastic
+from cfgdistill.sampling import (
+    ancestral,
+    ddim,
+    ddim_encode,
+    ddim_step,
+    implied_v,
+    last,
+    stochastic,
+    translate,
+)
 from cfgdistill.schedules import CosineSchedule, DiscreteSchedule, Schedule
 from cfgdistill.training import distill_progressively, train
 
@@ -27,6 +36,7 @@ __all__ = [
     "Prediction",
     "Recipe",
     "Schedule",
+    "ancestral",
     "convert",
     "ddim",
     "ddim_encode",
@@ -42,4 +52,5 @@ __all__ = [
     "progressive_target",
     "stochastic",
     "train",
+    "translate",
 ]

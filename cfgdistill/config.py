@@ -20,6 +20,7 @@ class Recipe:
     halving: int  # updates per halving of stage two
     start: int  # steps of the first student; its teacher takes twice as many
     samples: int  # per number in the tables
+    precision: str  # "mixed": half precision where the device gains from it; "full": float32
     images: int | None = None  # training images read; None: all
     rate: float = 2e-3  # peak learning rate of the teacher, annealed linearly to 0
     rate_one: float = 1e-3  # of stage one
@@ -53,17 +54,21 @@ class Recipe:
 # The comments: minutes to train everything, and the Frechet distance at w = 0 of the teacher at 32
 # steps, stage one at 32 and the students at 4 steps and 1 step (digits: own 64 features, 400 samples).
 RECIPES = (
-    #      data set   profile   channels              layers batch clf.  teacher stage_one halving start samples images
-    Recipe("digits",  "smoke",  (16, 32),             1,     64,   60,   60,     30,       15,     8,    100,    None),  # seconds; blurs
-    Recipe("digits",  "laptop", (24, 48),             1,     64,   400,  1300,   800,      200,    16,   400,    None),  # 4 min, 2 cores; 0.75 0.79 0.85 0.90
-    Recipe("digits",  "colab",  (64, 128),            2,     256,  2000, 20000,  8000,     4000,   64,   5000,   None),  # not run yet
-    Recipe("digits",  "paper",  (64, 128),            2,     256,  2000, 100000, 50000,    50000,  512,  10000,  None),  # not run yet
-    Recipe("cifar10", "smoke",  (8, 16),              1,     32,   10,   10,     6,        3,      8,    10,     500),   # seconds; noise
-    Recipe("cifar10", "laptop", (32, 64, 64),         1,     64,   1000, 3000,   1000,     400,    16,   300,    None),  # not run to its end; 1.7 h from 0.66, 1.19, 1.07 s an update of the stages, 2 cores
-    Recipe("cifar10", "colab",  (128, 256, 256),      2,     128,  4000, 30000,  8000,     3000,   64,   10000,  None),  # not run yet
-    Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  None),  # not run yet
+    #      data set   profile   channels              layers batch clf.  teacher stage_one halving start samples precision images
+    Recipe("digits",  "smoke",  (16, 32),             1,     64,   60,   60,     30,       15,     8,    100,    "full",  None),  # seconds; blurs
+    Recipe("digits",  "laptop", (24, 48),             1,     64,   400,  1300,   800,      200,    32,   400,    "full",  None),  # 4 min, 2 cores; 0.75 0.79 0.85 0.90
+    Recipe("digits",  "colab",  (64, 128),            2,     256,  2000, 20000,  8000,     4000,   64,   5000,   "mixed", None),  # not run yet
+    Recipe("digits",  "paper",  (64, 128),            2,     256,  2000, 100000, 50000,    50000,  512,  10000,  "mixed", None),  # not run yet
+    Recipe("cifar10", "smoke",  (8, 16),              1,     32,   10,   10,     6,        3,      8,    10,     "mixed", 500),   # seconds; noise
+    Recipe("cifar10", "laptop", (32, 64, 64),         1,     64,   1000, 3000,   1000,     400,    16,   300,    "mixed", None),  # not run to its end; 1.7 h from 0.66, 1.19, 1.07 s an update of the stages, 2 cores
+    Recipe("cifar10", "colab",  (96, 192, 192),       2,     128,  4000, 30000,  6000,     1500,   64,   10000,  "mixed", None),  # not run yet; 3 h estimated, see below
+    Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  "mixed", None),  # not run yet
 )
 # fmt: on
+# cifar10 at colab, on paper: one image through the U-Net (12.9 M parameters) is 6.3 GFLOP. An update
+# of the teacher is 3 such passes per image (forward, and backward at twice its cost), one of either
+# stage is 5 (two more forwards, of the teacher). With 30,000 + 6,000 + HALVING updates of 128 images
+# that is X PFLOP, 3 hours at 15 TFLOP/s, which is a quarter of a T4's peak in fp16 and not measured.
 
 PROFILES = tuple(dict.fromkeys(recipe.profile for recipe in RECIPES))
 

@@ -207,6 +207,7 @@ def _common(recipe: Recipe) -> dict:
     return {
         "seed": recipe.seed,
         "save_every": recipe.save_every,
+        "precision": recipe.precision,
         "notes": {"recipe": asdict(recipe)},
     }
 

@@ -172,6 +172,7 @@ def train(
     about: dict | None = None,
     notes: dict | None = None,
     save_every: int = 200,
+    precision: str = "full",
     accelerator=None,
 ) -> Iterator[Update]:
     """Train `model` in place (its `model.net` holds the parameters); yields after every update.
@@ -184,14 +185,14 @@ def train(
     With a `folder`, work is kept there: a finished model is loaded and nothing is yielded, an
     unfinished one is resumed. `about` (JSON) is stored with the weights, and a folder that holds
     something else is refused with a ValueError; `notes` (JSON) are stored and not compared. Closing
-    the generator, or Ctrl-C, saves first.
+    the generator, or Ctrl-C, saves first. With precision "mixed" the networks compute in
+    `mixed_precision()`; schedules, z, targets and losses stay in float32.
     A loss that is not finite raises FloatingPointError and leaves the last checkpoint untouched.
     """
-    from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
     from tqdm.auto import tqdm
 
-    accelerator = accelerator or Accelerator(mixed_precision=mixed_precision())
+    accelerator = accelerator or _accelerator(precision)
     model.to(accelerator.device)
     folder = None if folder is None else Path(folder)
     faster = faster or {}
@@ -316,13 +317,14 @@ def distill_progressively(
     about: dict | None = None,
     notes: dict | None = None,
     save_every: int = 200,
+    precision: str = "full",
     accelerator=None,
 ) -> Iterator[Denoiser]:
     """Stage two, the halving loop: yields the finished students of start, start/2, ..., 1 steps.
 
     Each student starts as a copy of its teacher (unless not `pretrained`) and then is the next
     one's teacher. As in the released configurations of Salimans & Ho 2022: the rate falls to 0 in
-    every halving, no EMA, and twice the updates for 2 steps and 1 step. Arguments as in
+    every halving, no EMA, and twice the updates for few steps, here 4 and fewer. Arguments as in
     `stage_two_loss` and `train`; a folder gets one sub-folder per student, steps-N.
     """
     for steps in halvings(start):
@@ -346,14 +348,15 @@ def distill_progressively(
             ),
             data,
             name=f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}",
-            updates=0 if copied else updates * (2 if steps <= 2 else 1),
+            updates=0 if copied else updates * (2 if steps <= 4 else 1),
             batch=batch,
             rate=rate,
             seed=seed,
             folder=None if folder is None else Path(folder) / f"steps-{steps}",
-            about=about,
+            about={**(about or {}), "start": start},
             notes=notes,
             save_every=save_every,
+            precision=precision,
             accelerator=accelerator,
         ):
             pass
@@ -371,11 +374,21 @@ def reset(net: nn.Module, seed: int = 0) -> None:
 
 
 def mixed_precision() -> str:
-    """bf16 where the GPU has it, fp16 with a loss scaler on older ones, full precision on a CPU."""
-    if not torch.cuda.is_available():
-        return "no"
-    # torch.cuda.is_bf16_supported() also says yes to GPUs that only emulate it, four times slower.
-    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    """bf16 where the GPU or the CPU computes in it, fp16 with a loss scaler on older GPUs, or no."""
+    if torch.cuda.is_available():
+        # torch.cuda.is_bf16_supported() also says yes to GPUs that only emulate it, slowly.
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.9
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+
+
+def _accelerator(precision: str):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    one_of("precision", precision, ("full", "mixed"))
+    AcceleratorState._reset_state()  # else the precision of the first run would be that of all
+    return Accelerator(mixed_precision=mixed_precision() if precision == "mixed" else "no")
 
 
 class _Run:

@@ -42,7 +42,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("cfgdistill") is None:  # on Colab, say
-    source = "cfgdistill[metrics] @ git+https://github.com/cfgdistill/cfgdistill"
+    source = "cfgdistill @ git+https://github.com/cfgdistill/cfgdistill"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 import os

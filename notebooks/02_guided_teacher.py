@@ -43,7 +43,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("cfgdistill") is None:  # on Colab, say
-    source = "cfgdistill[metrics] @ git+https://github.com/cfgdistill/cfgdistill"
+    source = "cfgdistill @ git+https://github.com/cfgdistill/cfgdistill"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 import os
@@ -294,9 +294,12 @@ show(
 
 # %%
 judge = make_judge(recipe, data, out)
-floor, accuracy = judge(test_images, test_labels)
+real = judge(test_images, test_labels)
 print(f"feature net: {judge.name}; reference: {judge.reference}; samples: {recipe.samples}")
-print(f"real test images ({len(test_labels)}): distance {floor:.2f}, accuracy {accuracy:.3f}")
+print(
+    f"real test images ({len(test_labels)}): distance {real['frechet_distance']:.2f}, "
+    f"accuracy {real['class_accuracy']:.3f}"
+)
 
 # %% [markdown]
 # **How many steps does the teacher need?** We halve and halve again.

@@ -41,7 +41,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("cfgdistill") is None:  # on Colab, say
-    source = "cfgdistill[metrics] @ git+https://github.com/cfgdistill/cfgdistill"
+    source = "cfgdistill @ git+https://github.com/cfgdistill/cfgdistill"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 import json
@@ -302,7 +302,7 @@ rows += evaluate_rows(stage_one, model="stage_one", steps=(32,), **common)
 for steps in shown:
     rows += evaluate_rows(students[steps], model="student", steps=(steps,), **common)
 
-floor, _ = judge(*load_data(dataset, "test", recipe.images).all())
+floor = judge(*load_data(dataset, "test", recipe.images).all())["frechet_distance"]
 spent = training_minutes(recipe, out)
 minutes = sum(spent.values()) + sum(row["ms_per_image"] for row in rows) * recipe.samples / 60_000
 meta = {
