@@ -127,7 +127,7 @@ def _train(given) -> dict:
     One network learns with the label and, for every tenth example, without it. Guidance then
     combines its two answers: (1 + w) conditional - w unconditional.
     """
-    from cfgdistill import stages
+    import cfgdistill.stages as stages
 
     recipe, data = _recipe(given)
     stages.train_teacher(recipe, data, given.out)
@@ -141,7 +141,7 @@ def _distill(given) -> dict:
     Stage two: a student learns to do two of its teacher's steps in one, then becomes the
     teacher; down to one step. What is missing is trained first.
     """
-    from cfgdistill import stages
+    import cfgdistill.stages as stages
 
     one_of("stage", given.stage, ("one", "two"))
     one_of("sampler to distil for", given.sampler, stages.FOLDERS)
@@ -204,7 +204,7 @@ def _evaluate(given) -> dict:
     model's recipe (trained first, if need be), the reference is the training split. So the
     Frechet distance is not FID; --fid adds the published one: 50,000 samples, Inception.
     """
-    from cfgdistill import stages
+    import cfgdistill.stages as stages
     from cfgdistill.checkpoints import provenance, write_text
     from cfgdistill.data import load_data
     from cfgdistill.metrics import FID_SAMPLES, evaluate, published_fid, samples
@@ -322,7 +322,7 @@ def _own_steps(model) -> int:
 
 
 def _sampler(name: str | None, model):
-    from cfgdistill import sampling
+    import cfgdistill.sampling as sampling
 
     name = name or _core(model).sampler or "ddim"
     return getattr(sampling, one_of("sampler", name, ("ddim", "stochastic", "ancestral")))

@@ -205,8 +205,9 @@ class Judge:
 
     def compute(self) -> dict[str, float]:
         """All of the above for the samples so far; at least two of them."""
-        with torch.random.fork_rng(devices=[]):  # the kernel distance draws its subsets
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            torch.manual_seed(0)  # the kernel distance draws its subsets
+            warnings.filterwarnings("ignore", "std", UserWarning)  # of one split there is none
             precision, recall = self.manifold.compute().tolist()
             return {
                 "frechet_distance": self.frechet.compute().item(),

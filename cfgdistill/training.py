@@ -324,8 +324,9 @@ def distill_progressively(
 
     Each student starts as a copy of its teacher (unless not `pretrained`) and then is the next
     one's teacher. As in the released configurations of Salimans & Ho 2022: the rate falls to 0 in
-    every halving, no EMA, and twice the updates for few steps, here 4 and fewer. Arguments as in
-    `stage_two_loss` and `train`; a folder gets one sub-folder per student, steps-N.
+    every halving, no EMA, and more updates for long steps: three times as many for 4 steps and
+    fewer (theirs: twice for 2 and 1). Arguments as in `stage_two_loss` and `train`; a folder gets
+    one sub-folder per student, steps-N.
     """
     for steps in halvings(start):
         student = teacher.for_steps(steps, sampler)
@@ -348,7 +349,7 @@ def distill_progressively(
             ),
             data,
             name=f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}",
-            updates=0 if copied else updates * (2 if steps <= 4 else 1),
+            updates=0 if copied else updates * (3 if steps <= 4 else 1),
             batch=batch,
             rate=rate,
             seed=seed,
@@ -374,7 +375,7 @@ def reset(net: nn.Module, seed: int = 0) -> None:
 
 
 def mixed_precision() -> str:
-    """bf16 where the GPU or the CPU computes in it, fp16 with a loss scaler on older GPUs, or no."""
+    """bf16 where GPU or CPU compute in it, fp16 with a loss scaler on older GPUs, or no."""
     if torch.cuda.is_available():
         # torch.cuda.is_bf16_supported() also says yes to GPUs that only emulate it, slowly.
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"

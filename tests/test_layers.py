@@ -29,6 +29,7 @@ ORDER = [
     "stages",
     "export",
     "cli",
+    "__main__",
 ]
 FIGURES = {"plotting", "widgets"}
 

@@ -4,9 +4,27 @@ import pytest
 import torch
 from helpers import Wave
 
-from cfgdistill import CosineSchedule, Denoiser, GuidedDenoiser, ddim, last
+from cfgdistill import (
+    CosineSchedule,
+    Denoiser,
+    GuidedDenoiser,
+    ancestral,
+    ddim,
+    last,
+    metrics,
+    stochastic,
+)
 from cfgdistill.data import Data, load_data
-from cfgdistill.metrics import Classifier, Judge, classification_loss, evaluate, generate
+from cfgdistill.metrics import (
+    Classifier,
+    Judge,
+    PrecisionRecall,
+    classification_loss,
+    evaluate,
+    generate,
+    published_fid,
+    samples,
+)
 from cfgdistill.toy import pinwheel
 from cfgdistill.training import train
 
@@ -50,16 +68,17 @@ def test_frechet_distance_of_two_gaussians_is_the_closed_form():
     # tr sqrt(ab) of two 2 x 2 matrices: the square root of tr(ab) + 2 sqrt(det(ab)).
     cross = ((a @ b).trace() + 2 * (a.det() * b.det()).sqrt()).sqrt()
     known = (CENTRES[0] - CENTRES[1]).square().sum() + a.trace() + b.trace() - 2 * cross
-    distance, _ = Judge(Identity(), reference(real))(fake.float(), torch.zeros(400).long())
-    assert distance == pytest.approx(known.item(), rel=1e-4)
+    row = Judge(Identity(), reference(real))(fake.float(), torch.zeros(400).long())
+    assert row["frechet_distance"] == pytest.approx(known.item(), rel=1e-4)
 
 
 def test_frechet_distance_of_a_shift_by_3_and_4_is_25():
     x = white()
     judge = Judge(Identity(), reference(x))
     shifted = (x + torch.tensor([3.0, 4.0])).float()
-    assert judge(shifted, torch.zeros(400).long())[0] == pytest.approx(25, rel=1e-5)
-    assert judge(x.float(), torch.zeros(400).long())[0] == pytest.approx(0, abs=1e-4)
+    for fake, known in ((shifted, 25), (x.float(), 0)):
+        row = judge(fake, torch.zeros(400).long())
+        assert row["frechet_distance"] == pytest.approx(known, rel=1e-5, abs=1e-4)
 
 
 def test_a_judge_forgets_the_samples_and_keeps_the_reference():
@@ -74,15 +93,15 @@ def test_a_judge_forgets_the_samples_and_keeps_the_reference():
 def test_the_batch_of_a_judge_changes_nothing():
     x, labels = white(), torch.arange(400) % 2
     judges = [Judge(Identity(), reference(x), batch=batch) for batch in (7, 1000)]
-    (a, right), (b, same) = (judge((x + 1).float(), labels) for judge in judges)
-    assert a == pytest.approx(b, rel=1e-6) and right == same
+    a, b = (judge((x + 1).float(), labels) for judge in judges)
+    assert a == pytest.approx(b, rel=1e-5)
 
 
 def test_accuracy_is_the_share_of_samples_that_are_of_their_class():
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0], [-3.0, 0.0], [4.0, 1.0]])
     judge = Judge(Identity(), reference(white()))
-    assert judge(x, torch.tensor([1, 1, 0, 0, 1]))[1] == 1.0
-    assert judge(x, torch.tensor([1, 0, 0, 1, 1]))[1] == pytest.approx(3 / 5)
+    for labels, known in (([1, 1, 0, 0, 1], 1.0), ([1, 0, 0, 1, 1], 3 / 5)):
+        assert judge(x, torch.tensor(labels))["class_accuracy"] == pytest.approx(known)
 
 
 def test_a_judge_says_what_it_measures_with():
@@ -143,7 +162,7 @@ def test_samples_start_from_the_noise_of_their_seed_alone():
 
 def test_the_batch_of_a_sampler_changes_no_sample():
     whole, parts = (
-        generate(student(), (1, 2, 2), LABELS, steps=3, w=1.0, batch=batch) for batch in (10, 3)
+        generate(student(), (1, 4, 4), LABELS, steps=3, w=1.0, batch=batch) for batch in (10, 3)
     )
     torch.testing.assert_close(whole, parts)
 
@@ -189,8 +208,213 @@ def test_a_row_of_the_table_holds_quality_and_cost():
 def test_the_classes_of_a_row_come_in_equal_parts(monkeypatch):
     seen = []
     judge = Judge(Identity(), reference(white()))
+    update = Judge.update
     monkeypatch.setattr(
-        Judge, "__call__", lambda self, x, labels: (seen.append(labels), (0.0, 0.0))[1]
+        Judge, "update", lambda self, x, own: (seen.append(own), update(self, x, own))
     )
-    evaluate(student(), judge, POINTS, model="s", steps=1, w=0.0, n=30)
-    assert torch.bincount(seen[0]).tolist() == [15, 15]
+    evaluate(student(), judge, POINTS, model="s", steps=1, w=0.0, n=30, batch=8)
+    assert torch.bincount(torch.cat(seen)).tolist() == [15, 15]
+
+
+# ---- the other measures ------------------------------------------------------------------------
+
+
+def test_the_kernel_distance_is_the_unbiased_squared_mmd():
+    real = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    fake = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0], [1.0, -1.0]])
+
+    def kernel(a, b):
+        return ((a[0] * b[0] + a[1] * b[1]) / 2 + 1) ** 3
+
+    def mean(xs, ys, same):
+        pairs = [(i, j) for i in range(4) for j in range(4) if not (same and i == j)]
+        return sum(kernel(xs[i].tolist(), ys[j].tolist()) for i, j in pairs) / len(pairs)
+
+    known = mean(real, real, True) + mean(fake, fake, True) - 2 * mean(real, fake, False)
+    row = Judge(Identity(), reference(real))(fake, torch.zeros(4).long())
+    assert row["kernel_distance"] == pytest.approx(known, rel=1e-5)
+
+
+class Logits(Identity):
+    """The points are the class logits."""
+
+    def logits(self, x):
+        return x
+
+
+def test_the_inception_score_is_1_for_no_opinion_and_the_number_of_classes_at_best():
+    certain = torch.eye(2).repeat(10, 1) * 100
+    for x, known in ((torch.zeros(20, 2), 1.0), (certain, 2.0), (certain[:1].repeat(20, 1), 1.0)):
+        row = Judge(Logits(), reference(white()))(x, torch.zeros(20).long())
+        assert row["inception_score"] == pytest.approx(known, abs=1e-4)
+
+
+def square(x, y):
+    """Four points, each with its third neighbour at the diagonal sqrt(2)."""
+    return torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]) + torch.tensor([x, y])
+
+
+BOTH = torch.cat([square(0, 0), square(50, 0)])
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "precision", "recall"),
+    [
+        (BOTH, BOTH, 1, 1),
+        (BOTH, square(0, 0), 1, 0.5),  # a mode is missing
+        (square(0, 0), BOTH, 0.5, 1),  # a mode was invented
+        (square(0, 0), square(50, 0), 0, 0),
+        # Balls of radius sqrt(2) around the unit square: (1 + 1.42, 1) is just outside all of them.
+        (square(0, 0), torch.cat([square(0, 0), torch.tensor([[2.42, 1.0]])]), 0.8, 1),
+        (square(0, 0), torch.cat([square(0, 0), torch.tensor([[2.41, 1.0]])]), 1, 1),
+    ],
+)
+def test_precision_and_recall_count_the_points_inside_the_others_manifold(
+    real, fake, precision, recall
+):
+    metric = PrecisionRecall()
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    assert metric.compute().tolist() == pytest.approx([precision, recall])
+
+
+def test_precision_and_recall_need_more_points_than_neighbours():
+    metric = PrecisionRecall()
+    metric.update(square(0, 0), real=True)
+    metric.update(square(0, 0)[:3], real=False)
+    with pytest.raises(ValueError, match="more than 3 points"):
+        metric.compute()
+
+
+def test_what_needs_single_features_keeps_a_bounded_number_of_them():
+    x = white(60).float()
+    judge = Judge(Identity(), reference(x), batch=10, most=20)
+    judge.reset()
+    for part in x.split(10):
+        judge.update(part, torch.zeros(10).long())
+    for kept in (judge.manifold.real, judge.manifold.fake, judge.kernel.fake_features):
+        assert sum(map(len, kept)) == 20
+    # The Frechet distance and the accuracy saw them all.
+    assert judge.frechet.fake_features_num_samples == 60
+    row = judge.compute()
+    assert row["frechet_distance"] == pytest.approx(0, abs=1e-5)
+    assert row["precision"] == row["recall"] == 1
+
+
+def test_samples_are_made_batch_by_batch():
+    model, labels = student(), torch.zeros(50).long()
+    made = samples(model, (1, 4, 4), labels, steps=2, w=0.0, batch=20)
+    assert model.nfe == 0
+    assert len(next(made)) == 20 and model.nfe == 2
+    assert [len(x) for x in made] == [20, 10]
+
+
+@pytest.mark.parametrize("sampler", [stochastic, ancestral])
+def test_the_noise_that_a_sampler_adds_comes_from_the_seed_and_not_from_the_initial_noise(sampler):
+    how = dict(shape=(1, 4, 4), labels=LABELS, w=0.0, sampler=sampler)
+    torch.manual_seed(1)
+    a = generate(student(), steps=3, seed=4, **how)
+    torch.manual_seed(2)
+    assert torch.equal(a, generate(student(), steps=3, seed=4, **how))
+    assert not torch.equal(a, generate(student(), steps=3, seed=5, **how))
+    # With one step no noise is added: what is left is the initial noise, that of every sampler.
+    one = generate(student(), (1, 4, 4), LABELS, steps=1, w=0.0, seed=4)
+    torch.testing.assert_close(generate(student(), steps=1, seed=4, **how), one)
+
+
+def test_shares_of_several_processes_together_are_all_the_samples():
+    how = dict(steps=2, w=0.0, batch=8)
+    whole = generate(student(), (1, 4, 4), torch.arange(16) % 3, **how)
+    parts = [
+        torch.cat(
+            list(
+                samples(student(), (1, 4, 4), torch.arange(16) % 3, share=slice(k, None, 2), **how)
+            )
+        )
+        for k in (0, 1)
+    ]
+    together = torch.stack(parts, 1).flatten(0, 1)
+    torch.testing.assert_close(together, whole)
+
+
+def test_the_distance_to_the_teacher_is_the_root_mean_square_of_the_difference():
+    # The models know their x: 1/2 or -1/2 by class, and 0. One is always 1/2 from the other.
+    class Zero(Class):
+        def forward(self, z, t, cond, w):
+            return torch.zeros_like(z)
+
+    model, teacher = (Denoiser(net, CosineSchedule(), "x") for net in (Class(), Zero()))
+    judge = Judge(Identity(), reference(white()))
+    row = evaluate(model, judge, POINTS, model="s", steps=2, w=0.0, n=20, batch=8, teacher=teacher)
+    assert row["distance_to_teacher"] == pytest.approx(0.5)
+    assert row["nfe"] == 2  # the teacher's evaluations are not charged
+    assert "distance_to_teacher" not in evaluate(
+        model, judge, POINTS, model="s", steps=2, w=0.0, n=20
+    )
+
+
+# ---- the published FID ---------------------------------------------------------------------------
+
+
+def train_split(n=50_000):
+    stored = torch.zeros(n, 3, 1, 1, dtype=torch.uint8)
+    return Data("cifar10", "train", stored, torch.zeros(n).long(), ("a",), 255)
+
+
+def refused(message, batches=(), data=None):
+    with pytest.raises((OSError, ValueError), match=message) as caught:
+        published_fid(batches, data or train_split())
+    assert "\n" not in str(caught.value)
+
+
+def never():
+    raise AssertionError("sampled before the refusal")
+    yield
+
+
+def test_the_published_fid_is_refused_for_another_reference():
+    refused("all 50,000 training images of cifar10", never(), train_split(49_999))
+    refused("not with 1438 of digits train", never(), load_data("digits"))
+
+
+def test_the_published_fid_is_refused_without_torch_fidelity(monkeypatch):
+    def missing(feature):
+        raise ModuleNotFoundError("no torch-fidelity")
+
+    monkeypatch.setattr(metrics, "FrechetInceptionDistance", missing)
+    refused("needs torch-fidelity, which is not installed: pip install", never())
+
+
+def test_the_published_fid_is_refused_without_its_weights(monkeypatch):
+    def offline(feature):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(metrics, "FrechetInceptionDistance", offline)
+    refused("Inception weights .* could not be had", never())
+
+
+def test_the_published_fid_asks_for_inception_with_50_000_samples_as_whole_numbers(monkeypatch):
+    asked, seen = [], {True: [], False: []}
+
+    class Fake:
+        device = torch.device("cpu")
+
+        def __init__(self, feature):
+            asked.append(feature)
+
+        def to(self, device):
+            return self
+
+        def update(self, x, real):
+            seen[real].append(x)
+
+        def compute(self):
+            return torch.tensor(2.5)
+
+    monkeypatch.setattr(metrics, "FrechetInceptionDistance", Fake)
+    levels = torch.tensor([-1.0, 0.0, 1.0])[:, None, None].expand(25_000, 3, 1, 1)
+    assert published_fid(iter([levels, levels]), train_split()) == 2.5
+    assert asked == [2048] and seen[False][0].dtype == torch.uint8
+    assert seen[False][0][0].flatten().tolist() == [0, 128, 255]
+    assert sum(map(len, seen[True])) == 50_000
+    refused("defined on 50,000 samples, not 25,000", iter([levels]))

@@ -14,9 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from helpers import tiny_mlp
 
-from cfgdistill import CosineSchedule, Denoiser, GuidedDenoiser, distill_progressively, train
+from cfgdistill import (
+    CosineSchedule,
+    Denoiser,
+    GuidedDenoiser,
+    distill_progressively,
+    train,
+    training,
+)
 from cfgdistill.checkpoints import read_card
 from cfgdistill.data import load_data
 from cfgdistill.training import (
@@ -24,7 +33,9 @@ from cfgdistill.training import (
     halvings,
     mixed_precision,
     random_at,
+    reset,
     stage_one_loss,
+    stage_two_loss,
     teacher_loss,
 )
 
@@ -85,14 +96,17 @@ def test_the_shares_of_several_processes_together_are_what_one_would_draw(proces
         assert torch.equal(whole, torch.cat(parts))
 
 
-def test_draws_are_made_on_the_cpu_and_then_moved_to_the_device():
-    draw = Draw((0, "teacher", 7), 8, slice(None), torch.device("meta"))
-    assert draw.generator.device == CPU
-    assert draw.uniform().device == draw.normal((2,)).device == torch.device("meta")
-    # What was moved does not change what comes next.
-    here = Draw((0, "teacher", 7), 8, slice(None), CPU)
-    here.uniform(), here.normal((2,))
-    assert torch.equal(draw.integers(50), here.integers(50))
+def test_draws_are_made_on_the_device_so_that_it_never_waits(monkeypatch):
+    # The meta device stands for a GPU: it makes tensors, but torch has no generator for it.
+    asked = []
+    monkeypatch.setattr(
+        training, "random_at", lambda *where, device: asked.append((where, str(device)))
+    )
+    meta = torch.device("meta")
+    draw = Draw((0, "teacher", 7), 8, slice(2, 6), meta)
+    draws = [draw.uniform(), draw.normal((3,)), draw.integers(5)]
+    assert asked == [((0, "teacher", 7), "meta")] and {d.device for d in draws} == {meta}
+    assert [list(d.shape) for d in draws] == [[4], [4, 3], [4]]
 
 
 def test_draws_have_the_distribution_they_are_named_after():
@@ -474,10 +488,10 @@ def test_with_no_updates_to_speak_of_every_student_is_a_copy_of_its_teacher():
         assert same(teacher, student) and student.net is not teacher.net
 
 
-def test_two_and_one_steps_get_twice_the_updates_and_each_student_its_folder(tmp_path):
-    list(stage_two(tiny_mlp(w_range=(0.0, 4.0)), folder=tmp_path))
+def test_few_steps_get_three_times_the_updates_and_each_student_its_folder(tmp_path):
+    list(stage_two(tiny_mlp(w_range=(0.0, 4.0)), start=8, updates=1, folder=tmp_path))
     counts = {p.name: read_card(p)["about"]["updates"] for p in tmp_path.iterdir()}
-    assert counts == {"steps-4": 3, "steps-2": 6, "steps-1": 6}
+    assert counts == {"steps-8": 1, "steps-4": 3, "steps-2": 3, "steps-1": 3}
     assert read_card(tmp_path / "steps-2")["model"]["steps"] == 2
 
 
@@ -502,6 +516,88 @@ class Drift(torch.nn.Module):
 
     def forward(self, z, t, cond, w):
         return self.a * z
+
+
+def test_a_folder_knows_from_how_many_steps_its_students_came(tmp_path):
+    teacher = tiny_mlp(w_range=(0.0, 4.0))
+    list(stage_two(teacher, start=2, folder=tmp_path))
+    with pytest.raises(ValueError, match="start is 2 there and 1 here"):
+        list(stage_two(teacher, start=1, folder=tmp_path))
+
+
+def test_without_a_head_start_every_student_begins_with_weights_of_the_seed():
+    teacher = tiny_mlp(seed=3, w_range=(0.0, 4.0))
+    a, b = (list(stage_two(teacher, rate=0.0, pretrained=False)) for _ in range(2))
+    assert all(same(x, y) for x, y in zip(a, b, strict=True)) and not same(teacher, a[0])
+    (other, *_) = stage_two(teacher, rate=0.0, pretrained=False, seed=1)
+    assert not same(a[0], other)
+
+
+def test_reset_leaves_the_global_random_numbers_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    reset(tiny_mlp().net)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_drop_gives_the_null_label_at_its_rate():
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, z, t, cond, w):
+            seen.append(cond)
+            return z
+
+    model = Denoiser(Spy(), CosineSchedule(), num_classes=3)
+    draw = Draw((0, "x", 0), 4000, slice(None), CPU)
+    stage_two_loss(model, 4, None, drop=0.25)(
+        model, torch.zeros(4000, 2), torch.ones(4000).long(), draw
+    )
+    assert len(seen) == 3 and all(torch.equal(seen[0], other) for other in seen)
+    assert set(seen[0].tolist()) == {1, 3}
+    assert (seen[0] == 3).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_under_mixed_precision_both_networks_compute_in_bf16_and_the_rest_does_not():
+    kinds = {"student": set(), "teacher": set(), "seen by a loss": set()}
+
+    class Layer(torch.nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name, self.layer, self.config = name, torch.nn.Linear(2, 2), {}
+
+        def forward(self, z, t, cond, w):
+            assert z.dtype == t.dtype == w.dtype == torch.float32
+            out = self.layer(z)
+            kinds[self.name].add(out.dtype)
+            return out
+
+    teacher = Denoiser(Layer("teacher"), CosineSchedule(), w_range=(0.0, 4.0))
+    student = Denoiser(Layer("student"), CosineSchedule(), w_range=(0.0, 4.0))
+
+    def loss(model, x, cond, draw):
+        losses = stage_two_loss(teacher, 4, (0.0, 4.0))(model, x, cond, draw)
+        pred = model(x, 0.5, cond, 1.0)
+        kinds["seen by a loss"] |= {losses.dtype, pred.v.dtype, pred.x.dtype}
+        return losses
+
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    list(
+        train(student, loss, DATA, name="s", updates=2, batch=8, rate=0.1, accelerator=accelerator)
+    )
+    AcceleratorState._reset_state()
+    assert kinds["student"] == kinds["teacher"] == {torch.bfloat16}
+    assert kinds["seen by a loss"] == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in student.parameters())
+
+
+def test_runs_of_different_precision_follow_each_other_in_one_process(monkeypatch):
+    monkeypatch.setattr(training, "mixed_precision", lambda: "bf16")
+    for precision, kind in (("mixed", "bf16"), ("full", "no"), ("mixed", "bf16")):
+        assert training._accelerator(precision).mixed_precision == kind
+    with pytest.raises(ValueError, match="There is no precision 'half'"):
+        next(run(tiny_mlp(), precision="half"))
 
 
 def test_each_halving_learns_the_v_of_two_steps_of_the_student_before_it():
@@ -545,8 +641,14 @@ def test_training_a_copy_leaves_the_original_alone():
     assert same(model, tiny_mlp())
 
 
-def test_a_cpu_trains_in_full_precision(monkeypatch):
+@pytest.mark.parametrize(
+    ("able", "kind"), [({}, "no"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")]
+)
+def test_a_cpu_uses_bf16_only_where_it_computes_in_it(monkeypatch, able, kind):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert mixed_precision() == kind
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # torch before 2.9 cannot say
     assert mixed_precision() == "no"
 
 
