@@ -8,13 +8,14 @@ NAMES ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo test notebooks lint clean
+.PHONY: help env demo test bench notebooks lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train and distil on real images, then print what came out (minutes)"
 	@echo "                choose with DATASET=digits|cifar10 PROFILE=smoke|laptop|colab|paper OUT=$(OUT)"
 	@echo "make test       lint, the fast tests, and every notebook at the smoke profile"
+	@echo "make bench      time updates and samplers against their bare parts; writes out/bench.json"
 	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
 	@echo "make lint       ruff, check and format"
 	@echo "make env        only the environment, .venv"
@@ -55,6 +56,9 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests --jaxtyping-packages=cfgdistill,beartype.beartype
+
+bench: $(STAMP)
+	@$(BIN)/python tests/bench.py --dataset '$(DATASET)' --profile '$(PROFILE)'
 
 notebooks: $(STAMP)
 	@$(BIN)/python tests/course.py build $(NAMES) --dataset '$(DATASET)' --profile '$(PROFILE)'

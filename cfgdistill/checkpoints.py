@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -101,10 +102,11 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
     """A safetensors file with JSON in its header, replaced as a whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {key: value.detach().contiguous() for key, value in tensors.items()}
-    _write(path, lambda tmp: save_file(tensors, tmp, metadata={"state": json.dumps(state)}))
+    # Not save_file, which makes a file that only its owner may read.
+    _write(path, lambda tmp: tmp.write_bytes(save(tensors, {"state": json.dumps(state)})))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -137,7 +139,8 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(tmp, path)
     except Exception as error:
-        tmp.unlink(missing_ok=True)
+        with suppress(OSError):
+            tmp.unlink()
         raise OSError(
             f"{path} could not be written ({error}); what was there before is untouched. "
             "Free some space, or choose another folder."

@@ -7,11 +7,14 @@ import argparse
 import ast
 import inspect
 import json
+import math
+import os
 import sys
 from dataclasses import asdict, fields
+from itertools import product
 from pathlib import Path
 
-from cfgdistill.config import PROFILES, Recipe, get_recipe, one_of
+from cfgdistill.config import PROFILES, RECIPES, Recipe, get_recipe, one_of
 
 ABOUT = """Distillation of classifier-free-guided diffusion models (Meng et al., CVPR 2023).
 
@@ -29,8 +32,8 @@ A session, in minutes on a laptop:
 
 Every verb prints one JSON result on stdout and its progress on stderr. The same command again finds
 what is finished and resumes what is not, also after Ctrl-C or a crash. To stop after half an hour:
-`timeout --signal INT 30m python -m cfgdistill ...`. On several GPUs or processes:
-`accelerate launch --num_processes 2 -m cfgdistill ...` gives the same losses.
+`timeout --signal INT 30m python -m cfgdistill ...`. On several GPUs, with the same losses:
+`accelerate launch --multi_gpu --num_processes 2 -m cfgdistill ...` (on CPUs where there is no GPU).
 
 Exit code: 0 done, 1 told why not in one sentence, 2 wrong usage, 130 stopped by Ctrl-C."""
 
@@ -43,16 +46,47 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit code."""
     given = parser().parse_args(arguments)
     try:
+        _meet()
         result = given.verb(given)
     except KeyboardInterrupt as stop:
-        print(f"{stop or 'Stopped.'}", file=sys.stderr)
+        if _rank() == 0:
+            print(stop or "Stopped. The same command again uses what is saved.", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(error, file=sys.stderr)
+        print(_sentence(error), file=sys.stderr)
         return 1
-    if _is_main_process():
+    if _rank() == 0:
         print(json.dumps(result, indent=1))
     return 0
+
+
+def _rank() -> int:
+    """The number of this process, where a launcher has started several; the first one reports."""
+    return int(os.environ.get("RANK", 0))
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _meet() -> None:
+    """Wait for the other processes, if there are any, and take a device of one's own."""
+    if os.environ.get("CI") or _rank() > 0:
+        os.environ["TQDM_DISABLE"] = "1"  # for the bars of datasets as well
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    # Without a GPU, Accelerate must be told; else every process takes itself for the only one.
+    cpu = _processes() > 1 and not torch.cuda.is_available()
+    PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong and what to do; errors of the operating system only have a file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename} cannot be used ({error.strerror}): choose another place."
+    return str(error)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
         to.add_argument(
             "--sampler", help="ddim, stochastic or ancestral (the model's own, or ddim)"
         )
-        to.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+        to.add_argument("--seed", type=_whole(0), default=0, help="of the noise (0)")
 
     train = verb(_train)
     add_recipe(train)
@@ -98,17 +132,19 @@ def parser() -> argparse.ArgumentParser:
 
     sample = verb(_sample)
     add_sampling(sample)
-    sample.add_argument("--steps", type=int, help="(a student's own; 64 for other models)")
-    sample.add_argument("--w", type=float, default=1.0, help="guidance weight, 0 is none (1)")
-    sample.add_argument("--n", type=int, default=40, help="how many images (40)")
+    sample.add_argument("--steps", type=_whole(1), help="(a student's own; 64 for other models)")
+    sample.add_argument("--w", type=_finite, default=1.0, help="guidance weight, 0 is none (1)")
+    sample.add_argument("--n", type=_whole(1), default=40, help="how many images (40)")
     sample.add_argument("--classes", type=int, nargs="+", help="labels, in turn (all of them)")
     sample.add_argument("--to", default="samples.png", help="FILE.png or FILE.safetensors")
 
     evaluate = verb(_evaluate)
     add_sampling(evaluate)
-    evaluate.add_argument("--steps", type=int, nargs="+", help="(a student's own; 64 for others)")
-    evaluate.add_argument("--w", type=float, nargs="+", default=[0.0, 1.0, 3.0], help="(0 1 3)")
-    evaluate.add_argument("--n", type=int, help="samples per row (as in the model's recipe)")
+    evaluate.add_argument(
+        "--steps", type=_whole(1), nargs="+", help="(a student's own; 64 for other models)"
+    )
+    evaluate.add_argument("--w", type=_finite, nargs="+", default=[0.0, 1.0, 3.0], help="(0 1 3)")
+    evaluate.add_argument("--n", type=_whole(4), help="samples per row (as in the model's recipe)")
     evaluate.add_argument("--out", help="where the classifier is kept (with the model)")
     evaluate.add_argument(
         "--teacher", metavar="FOLDER", help="also the distance to this model's own samples"
@@ -116,6 +152,26 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--fid", action="store_true", help="also the published FID (cifar10)")
     evaluate.add_argument("--to", metavar="FILE", help="also write the JSON there")
     return top
+
+
+def _whole(low: int):
+    """Whole numbers from `low` on, as far as they make a seed."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"write a whole number from {low} on, not {text!r}")
+        return int(text)
+
+    return number
+
+
+def _finite(text: str) -> float:
+    try:
+        if math.isfinite(float(text)):
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"write a number such as 1.5, not {text!r}")
 
 
 # ---- verbs ----------------------------------------------------------------------------------
@@ -144,7 +200,7 @@ def _distill(given) -> dict:
     import cfgdistill.stages as stages
 
     one_of("stage", given.stage, ("one", "two"))
-    one_of("sampler to distil for", given.sampler, stages.FOLDERS)
+    one_of("sampler", given.sampler, stages.FOLDERS)
     recipe, data = _recipe(given)
     stages.train_stage_one(recipe, data, given.out)
     folders = [stages.stage_folder(recipe, given.out, "stage-one", stages.STAGE_ONE)]
@@ -165,36 +221,33 @@ def _sample(given) -> dict:
     import torch
 
     from cfgdistill.checkpoints import write_tensors
-    from cfgdistill.metrics import generate
+    from cfgdistill.metrics import samples
     from cfgdistill.plotting import save_images
 
     file = Path(given.to)
     if file.suffix not in (".png", ".safetensors"):
         raise ValueError(f"Images are written as .png or .safetensors, not as {file.name!r}.")
-    if given.n < 1:
-        raise ValueError(f"--n must be at least 1, not {given.n}.")
     model, _ = _load(given.folder)
-    steps = given.steps or _own_steps(model)
+    if _rank() > 0:
+        return {}  # one process is enough
+    file.parent.mkdir(parents=True, exist_ok=True)
+    config, steps = _core(model).net.config, given.steps or _own_steps(model)
+    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
     classes = torch.tensor(given.classes or range(_core(model).num_classes))
     labels = classes[torch.arange(given.n) % len(classes)]
-    config = _core(model).net.config
-    model.nfe = 0
-    x = generate(
-        model,
-        (config["in_channels"], config["sample_size"], config["sample_size"]),
-        labels,
-        steps=steps,
-        w=given.w,
-        seed=given.seed,
-        batch=given.n,
-        sampler=_sampler(given.sampler, model),
-    )
-    if _is_main_process():
-        if file.suffix == ".png":
-            save_images(x, columns=min(10, len(classes), given.n), path=file)
-        else:
-            write_tensors(file, {"images": x, "labels": labels}, vars(given) | {"verb": "sample"})
-    return {"file": str(file), "n": given.n, "steps": steps, "nfe": model.nfe, "w": given.w}
+    how = {"steps": steps, "w": given.w, "seed": given.seed, "batch": BATCH}
+    batches = samples(model, shape, labels, sampler=_sampler(given.sampler, model), **how)
+    parts = []
+    for x in _bar(batches, "batches", math.ceil(given.n / BATCH)):
+        parts.append(x)
+        nfe, model.nfe = model.nfe, 0  # those of one batch are those of an image
+    x = torch.cat(parts)
+    if file.suffix == ".png":
+        save_images(x, columns=min(10, len(classes), given.n), path=file)
+    else:
+        about = {key: value for key, value in vars(given).items() if key != "verb"}
+        write_tensors(file, {"images": x, "labels": labels}, about)
+    return {"file": str(file), "n": given.n, "steps": steps, "nfe": nfe, "w": given.w}
 
 
 def _evaluate(given) -> dict:
@@ -204,44 +257,53 @@ def _evaluate(given) -> dict:
     model's recipe (trained first, if need be), the reference is the training split. So the
     Frechet distance is not FID; --fid adds the published one: 50,000 samples, Inception.
     """
+    import torch
+
     import cfgdistill.stages as stages
     from cfgdistill.checkpoints import provenance, write_text
     from cfgdistill.data import load_data
     from cfgdistill.metrics import FID_SAMPLES, evaluate, published_fid, samples
 
     model, card = _load(given.folder)
-    teacher = None if given.teacher is None else _load(given.teacher)[0]
-    sampler, steps = _sampler(given.sampler, model), given.steps or [_own_steps(model)]
     recipe = _recipe_of(card, given.folder)
     data = load_data(recipe.dataset, "train", recipe.images)
-    n = given.n or recipe.samples
-    if n < 4:
-        raise ValueError(f"--n must be at least 4, not {n}: precision and recall need neighbours.")
-    for count in steps:  # a request that cannot be met is refused before any work
-        for w in given.w:
-            model.check(count, data.labels[:1], w, sampler.__name__)
+    sampler, n = _sampler(given.sampler, model), given.n or recipe.samples
+    table = list(product(given.steps or [_own_steps(model)], given.w))
+    teacher = None if given.teacher is None else _load(given.teacher)[0]
+    if teacher is not None and _core(teacher).steps:
+        raise ValueError(
+            f"{given.teacher} is a student: compare with a model of any number of steps, such as "
+            "the teacher or stage-one."
+        )
+    if 0 < n % BATCH < _processes():
+        raise ValueError(
+            f"The last of the batches of {BATCH} would have {n % BATCH} of {n} samples, too few "
+            f"for {_processes()} processes: choose another --n."
+        )
+    for steps, w in table:  # a request that cannot be met is refused before any work
+        model.check(steps, data.labels[:1], w, sampler.__name__)
+        if teacher is not None:
+            teacher.check(steps, data.labels[:1], w)
+    if given.to:
+        Path(given.to).parent.mkdir(parents=True, exist_ok=True)
+    fids = [{}] * len(table)
+    if given.fid:
+        if _processes() > 1:
+            raise ValueError("The published FID is for a single process: start only one.")
+        labels = torch.arange(FID_SAMPLES) % data.num_classes
+        for k, (steps, w) in enumerate(table):
+            how = {"steps": steps, "w": w, "seed": given.seed, "sampler": sampler}
+            batches = samples(model, data.shape, labels, batch=BATCH, **how)
+            fid = published_fid(_bar(batches, f"FID {k + 1}", FID_SAMPLES // BATCH), data)
+            fids[k] = {"fid": fid}
     homes = [p.parent for p in Path(given.folder).absolute().parents if p.name == recipe.name]
     judge = stages.make_judge(recipe, data, given.out or (homes or ["out"])[0])
-    rows = []
-    for count in steps:
-        for w in given.w:
-            row = evaluate(
-                model,
-                judge,
-                data,
-                model=Path(given.folder).name,
-                steps=count,
-                w=w,
-                n=n,
-                seed=given.seed,
-                sampler=sampler,
-                teacher=teacher,
-            )
-            if given.fid:
-                labels = data.labels.new_tensor(range(FID_SAMPLES)) % data.num_classes
-                how = {"steps": count, "w": w, "seed": given.seed, "sampler": sampler}
-                row["fid"] = published_fid(samples(model, data.shape, labels, **how), data)
-            rows.append(row)
+    how = {"model": Path(given.folder).name, "n": n, "batch": BATCH, "seed": given.seed}
+    rows = [
+        evaluate(model, judge, data, steps=steps, w=w, sampler=sampler, teacher=teacher, **how)
+        | fid
+        for (steps, w), fid in _bar(zip(table, fids, strict=True), "rows", len(table))
+    ]
     about = provenance(
         dataset=recipe.dataset,
         feature_net=judge.name,
@@ -250,7 +312,7 @@ def _evaluate(given) -> dict:
         seed=given.seed,
     )
     result = {"meta": about, "rows": rows}
-    if given.to and _is_main_process():
+    if given.to and _rank() == 0:
         write_text(Path(given.to), json.dumps(result, indent=1))
     return result
 
@@ -258,31 +320,62 @@ def _evaluate(given) -> dict:
 # ---- what the verbs share -------------------------------------------------------------------
 
 
-def _recipe(given):
-    """The recipe that was asked for, and its data."""
-    from cfgdistill.data import load_data
+BATCH = 125  # images sampled at once
 
-    types = {field.name: field.type for field in fields(Recipe)}
-    changes = {}
-    for item in given.set:
-        key, sign, text = item.partition("=")
-        one_of("recipe entry", key, types)
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        if types[key] is float and type(value) is int:
-            value = float(value)
-        kind = types[key] if isinstance(types[key], type) else object
-        if not sign or kind is not object and type(value) is not kind:
-            raise ValueError(f"--set {item} does not fit: write {key}={_example(key)}.")
-        changes[key] = value
+
+def _recipe(given):
+    """The recipe that was asked for, and its data; what cannot work later is refused at once."""
+    from cfgdistill.data import load_data
+    from cfgdistill.denoiser import check_w
+    from cfgdistill.distillation import WEIGHTINGS
+    from cfgdistill.training import halvings
+
+    one_of("data set", given.dataset, dict.fromkeys(row.dataset for row in RECIPES))
+    changes = dict(_change(item) for item in given.set)
     recipe = get_recipe(given.dataset, given.profile, **changes)
+    one_of("prediction type", recipe.prediction_type, ("v", "eps", "x"))
+    one_of("precision", recipe.precision, ("full", "mixed"))
+    one_of("weighting", recipe.weighting, WEIGHTINGS)
+    halvings(recipe.start)
+    check_w(recipe.w_min, 0.0, recipe.w_max)
+    Path(given.out).mkdir(parents=True, exist_ok=True)
     return recipe, load_data(recipe.dataset, "train", recipe.images)
 
 
-def _example(key: str) -> str:
-    return str(getattr(get_recipe("digits", "laptop"), key)).replace(" ", "")
+# What --set takes, in words and as a test: for single entries, else by the type of the entry.
+ALLOWED = {
+    "seed": ("a whole number from 0 on", lambda v: type(v) is int and 0 <= v < 2**63),
+    **dict.fromkeys(("ema", "drop"), ("a number in [0, 1]", lambda v: 0 <= v <= 1)),
+    int: ("a whole number from 1 on", lambda v: type(v) is int and v > 0),
+    int | None: ("a whole number from 1 on, or None", lambda v: v is None or v > 0),
+    float: ("a number from 0 on", lambda v: 0 <= v < math.inf),
+    bool: ("True or False", lambda v: type(v) is bool),
+    str: ("a word", lambda v: type(v) is str),
+    tuple[int, ...]: (
+        "multiples of 8, one per resolution",
+        lambda v: len(v) > 0 and all(type(c) is int and c > 0 and c % 8 == 0 for c in v),
+    ),
+}
+
+
+def _change(item: str) -> tuple:
+    """The entry of the recipe that --set KEY=VALUE names, and its value."""
+    kinds = {f.name: f.type for f in fields(Recipe) if f.name not in ("dataset", "profile")}
+    key, _, text = item.partition("=")
+    kind = kinds[one_of("setting", key, kinds)]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    what, allowed = ALLOWED.get(key) or ALLOWED[kind]
+    try:
+        fits = allowed(value)
+    except TypeError:
+        fits = False
+    if not fits:
+        example = str(getattr(get_recipe("digits", "laptop"), key)).replace(" ", "")
+        raise ValueError(f"--set {item} does not fit: {key} is {what}, such as {key}={example}.")
+    return key, float(value) if kind is float else value
 
 
 def _recipe_of(card: dict, folder: str) -> Recipe:
@@ -308,6 +401,8 @@ def _load(folder: str):
         raise ValueError(
             f"{folder} holds an encoder, which makes noise from images: see notebook 06."
         )
+    if "sample_size" not in model.net.config:
+        raise ValueError(f"{folder} holds a model of points, not of images: see notebook 01.")
     if model.w_range is None:
         model = GuidedDenoiser(model, null=model.num_classes)
     return model, read_card(folder)
@@ -345,7 +440,8 @@ def _trained(recipe: Recipe, folders: list[Path]) -> dict:
     return {"recipe": asdict(recipe), "models": models}
 
 
-def _is_main_process() -> bool:
-    from accelerate import PartialState
+def _bar(items, name: str, total: int):
+    from tqdm.auto import tqdm
 
-    return PartialState().is_main_process
+    off = bool(os.environ.get("TQDM_DISABLE"))
+    yield from tqdm(items, desc=name, total=total, leave=False, disable=off)

@@ -75,7 +75,7 @@ PROFILES = tuple(dict.fromkeys(recipe.profile for recipe in RECIPES))
 
 def get_recipe(dataset: str, profile: str, **changes) -> Recipe:
     """The row of the table for a data set and a profile, with single values changed by name."""
-    one_of("recipe for data set", dataset, dict.fromkeys(recipe.dataset for recipe in RECIPES))
+    one_of("data set", dataset, dict.fromkeys(recipe.dataset for recipe in RECIPES))
     one_of("profile", profile, PROFILES)
     for key in changes:
         one_of("recipe entry", key, [field.name for field in fields(Recipe)])
@@ -89,5 +89,5 @@ def one_of(kind: str, name: str, names: Iterable[str]) -> str:
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"There is no {kind} {name!r}: {hint}The {kind}s are {', '.join(names)}.")
+    hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
+    raise ValueError(f"There is no {kind} {name!r}{hint} The {kind}s are {', '.join(names)}.")

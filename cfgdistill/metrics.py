@@ -324,7 +324,7 @@ def published_fid(batches: Iterable[Tensor], reference: Data) -> float:
     if reference.split != "train" or reference.name != "cifar10" or len(reference) != FID_SAMPLES:
         raise ValueError(
             "The published FID compares with all 50,000 training images of cifar10, not with "
-            f"{len(reference)} of {reference.name} {reference.split}: use the Judge instead."
+            f"{len(reference)} of {reference.name} {reference.split}: use our own distance instead."
         )
     try:
         with warnings.catch_warnings():

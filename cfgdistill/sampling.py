@@ -61,8 +61,8 @@ def translate(
     target: Tensor,
     steps: int,
     *,
-    w: Number = 0.0,
-    w_encode: Number = 0.0,
+    w: Number | None = 0.0,
+    w_encode: Number | None = 0.0,
 ) -> Example:
     """Style transfer (Meng et al. 2023): encode x under `source`, decode as `target`.
 

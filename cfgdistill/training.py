@@ -265,12 +265,12 @@ def train(
                     average.step(run.net.parameters())
                 run.seconds += time.perf_counter() - started
                 run.losses.append(mean)
+                bar.update()
                 stop = _any(interrupted(), accelerator)
                 if stop or run.done % save_every == 0:
                     run.save()
                 if stop or accelerator.num_processes == 1 and interrupted():
                     raise KeyboardInterrupt(f"Stopped in {name}. {run.where_saved()}")
-            bar.update()
             try:
                 yield Update(run.done, mean, rate_now)
             except GeneratorExit:

@@ -55,8 +55,8 @@ def select(folder: Path, names: list[str]) -> list[Path]:
 
 def _no_such(kind: str, name: str, names) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"There is no {kind} {name!r}: {hint}The {kind}s are {', '.join(sorted(names))}."
+    hint = f": did you mean {' or '.join(near)}?" if near else "."
+    return f"There is no {kind} {name!r}{hint} The {kind}s are {', '.join(sorted(names))}."
 
 
 def code_cells(notebook) -> list:

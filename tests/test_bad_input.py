@@ -38,11 +38,11 @@ def refused(match, kind=ValueError):
 @pytest.mark.parametrize(
     ("dataset", "profile", "sentence"),
     [
-        ("digts", "smoke", r"no recipe for data set 'digts': did you mean 'digits'\?"),
-        ("cifar", "smoke", r"no recipe for data set 'cifar': did you mean 'cifar10'\?"),
-        ("toy", "smoke", "no recipe for data set 'toy': .*are digits, cifar10"),
+        ("digts", "smoke", r"no data set 'digts': did you mean 'digits'\?"),
+        ("cifar", "smoke", r"no data set 'cifar': did you mean 'cifar10'\?"),
+        ("toy", "smoke", "no data set 'toy'. The data sets are digits, cifar10"),
         ("digits", "labtop", r"no profile 'labtop': did you mean 'laptop' or 'colab'\?"),
-        ("digits", "xyz", "no profile 'xyz': The profiles are smoke, laptop, colab, paper"),
+        ("digits", "xyz", "no profile 'xyz'. The profiles are smoke, laptop, colab, paper"),
     ],
 )
 def test_an_unknown_recipe_names_the_near_ones(dataset, profile, sentence):

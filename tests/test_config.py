@@ -1,7 +1,11 @@
-"""The table of recipes."""
+"""The table of recipes, and `make bench` on one of them."""
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +64,43 @@ def test_a_recipe_survives_json():
 
 def test_one_of_gives_back_a_name_that_exists():
     assert one_of("profile", "smoke", PROFILES) == "smoke"
+
+
+RATIOS = (
+    "update_over_parts loader_wait_fraction sampler_over_calls sampler_over_diffusers "
+    "batched_over_two_calls bf16_over_fp32 compiled_over_eager channels_last_over_contiguous "
+    "loader_wait_fraction_cifar10".split()
+)
+
+
+@pytest.mark.timeout(300)  # 10 seconds, but a minute beside a training
+def test_make_bench_writes_every_ratio_or_says_why_not(tmp_path):
+    # Without a compiler, which takes a minute, and without CIFAR-10: both are then skipped by name.
+    file, bench = tmp_path / "new" / "bench.json", Path(__file__).parent / "bench.py"
+    hidden = {"CFGDISTILL_DATA": "", "CXX": str(tmp_path / "no-compiler")}
+    quick = ["--profile", "smoke", "--repeats", "2", "--seconds", "0", "--to", str(file)]
+    done = subprocess.run(
+        [sys.executable, str(bench), *quick],
+        env={**os.environ, **hidden, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "CI": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    skipped = result["skipped"]
+    assert {"compiled_over_eager", "loader_wait_fraction_cifar10"} <= skipped.keys()
+    assert result["repeats"] == 2 and result["threads"] >= 1 and result["device"]
+    recipe = get_recipe("digits", "smoke")
+    known = {"batch": recipe.batch, "channels": list(recipe.channels), "image": [1, 8, 8]}
+    assert known.items() <= result["sizes"].items()
+    for name in RATIOS:
+        assert name in done.stdout
+        if name in skipped:
+            assert result[name] is None and skipped[name] in done.stdout
+            continue
+        a, b = result["medians_ms"][name].values()
+        low, high = result["quartiles"][name]
+        assert a > 0 and b > 0 and low <= result[name] <= high
+    # Drawing a batch takes microseconds, an update milliseconds, also on a busy machine.
+    loader, update = result["medians_ms"]["loader_wait_fraction"].values()
+    assert loader < update and result["loader_wait_fraction"] < 0.2

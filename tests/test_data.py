@@ -88,6 +88,22 @@ def test_nothing_is_mirrored_without_u_or_where_it_would_change_the_class():
     assert not load_data("digits").mirror
 
 
+def test_a_batch_comes_on_the_device_of_its_indices_and_the_set_goes_there_once(monkeypatch):
+    # The meta device holds no numbers, but it is everywhere: a device that is not the CPU.
+    data, moves, to = little(mirror=True), [], torch.Tensor.to
+
+    def counting(tensor, *where, **how):
+        moves.extend((k, str(where[0])) for k in ("stored", "labels") if tensor is getattr(data, k))
+        return to(tensor, *where, **how)
+
+    monkeypatch.setattr(torch.Tensor, "to", counting)
+    for device in ("cpu", "meta", "cpu", "meta"):
+        x, labels = data.batch(torch.tensor([0, 1, 0], device=device), torch.zeros(3))
+        assert x.device.type == labels.device.type == device
+        assert x.shape == (3, 1, 2, 2) and x.dtype == torch.float32
+    assert moves == [(part, device) for device in ("cpu", "meta") for part in ("stored", "labels")]
+
+
 def test_the_hash_is_sha256_of_label_and_pixels_row_by_row():
     known = hashlib.sha256(bytes([1, 0, 4, 8, 16, 0, 16, 16, 0, 0])).hexdigest()
     assert little().hash == known

@@ -132,3 +132,23 @@ def test_embed_w_stays_in_float32():
     assert embed_w(torch.tensor([6.0], dtype=torch.float64), 8).dtype == torch.float32
     exact = embed_w(torch.tensor([6.0]), 8)
     torch.testing.assert_close(embed_w(torch.tensor([6.0]).bfloat16(), 8), exact, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sampler", "sentence"),
+    [
+        (8, "ddim", "distilled for 4 steps, not 8"),
+        (4, "stochastic", "for the sampler 'ddim', not 'stochastic'"),
+        (4, "ddim_encode", "for the sampler 'ddim', not 'ddim_encode'"),
+    ],
+)
+def test_a_guided_pair_of_students_refuses_what_the_student_inside_refuses(
+    steps, sampler, sentence
+):
+    student = Denoiser(Wave(), CosineSchedule(), steps=4, sampler="ddim", num_classes=3)
+    guided, cond = GuidedDenoiser(student, null=3), torch.arange(3)
+    guided.check(4, cond, 7.5)
+    with pytest.raises(ValueError, match=sentence):
+        guided.check(steps, cond, 1.0, sampler)
+    with pytest.raises(ValueError, match="Labels must be whole numbers in 0 .. 2"):
+        guided.check(4, cond + 2, 1.0)

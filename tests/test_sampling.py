@@ -1,15 +1,24 @@
-"""DDIM as a rotation: down, up, and read back from its two ends."""
+"""DDIM as a rotation: down, up, and read back from its two ends; and DDPM's sampler."""
 
 import math
 import runpy
 
 import pytest
 import torch
-from helpers import Wave, known_alpha_sigma, schedules
+from diffusers import DDIMScheduler, DDPMScheduler
+from helpers import (
+    Wave,
+    cosine_alphas_cumprod,
+    known_alpha_sigma,
+    linear_alphas_cumprod,
+    schedules,
+)
 
 from cfgdistill import (
     CosineSchedule,
     Denoiser,
+    GuidedDenoiser,
+    ancestral,
     convert,
     ddim,
     ddim_encode,
@@ -18,6 +27,7 @@ from cfgdistill import (
     last,
     sampling,
 )
+from cfgdistill.toy import GaussianMixture
 
 
 def noise(n=4, d=3):
@@ -142,7 +152,7 @@ def test_sampling_leaves_no_gradient_behind():
     # The file is run here as it is: a run-time shape checker would hide from torch.no_grad that
     # the samplers are generators.
     z, samplers = noise().requires_grad_(), runpy.run_path(sampling.__file__)
-    for name in ("ddim", "ddim_encode"):
+    for name in ("ddim", "ddim_encode", "stochastic", "ancestral"):
         walk = samplers[name](Denoiser(Wave(), CosineSchedule()), z, 2)
         assert not any(step.requires_grad for step in walk)
         assert torch.is_grad_enabled()
@@ -150,3 +160,109 @@ def test_sampling_leaves_no_gradient_behind():
 
 def test_last_is_the_last():
     assert last(iter(torch.arange(4))) == 3
+
+
+# ---- with noise: DDPM's sampler ----------------------------------------------------------------
+
+
+def seeded(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+def stock_ancestral(kind, table, z, steps):
+    """What an unmodified scheduler of diffusers does with the pseudo-network and the same noise."""
+    betas = 1 - table / torch.cat([torch.ones(1).double(), table[:-1]])
+    about = dict(trained_betas=betas.numpy(), prediction_type="v_prediction", clip_sample=False)
+    scheduler = kind(1024, timestep_spacing="trailing", **about)
+    scheduler.set_timesteps(steps)
+    how = {"eta": 1.0} if kind is DDIMScheduler else {}
+    generator = seeded()
+    for k in scheduler.timesteps:
+        v = Wave()(z, ((k + 1) / 1024).expand(len(z)), None, None)
+        z = scheduler.step(v, k, z, generator=generator, **how).prev_sample
+        yield z
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 32])
+@pytest.mark.parametrize(
+    ("scheduler", "name"),
+    # No DDIMScheduler with the cosine schedule: at eta = 1 it takes the root of a number that is
+    # 0 at alpha = 0, or a rounding error below, which is nan.
+    [(DDPMScheduler, "cosine"), (DDPMScheduler, "discrete"), (DDIMScheduler, "discrete")],
+)
+def test_ancestral_equals_diffusers_ddpm_and_its_ddim_at_eta_1_step_by_step(scheduler, name, steps):
+    tables = {"cosine": cosine_alphas_cumprod(1024), "discrete": linear_alphas_cumprod(1024)}
+    z = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    ours = list(ancestral(Denoiser(Wave(), schedules()[name]), z, steps, generator=seeded()))
+    stock = list(stock_ancestral(scheduler, tables[name], z, steps))
+    assert len(ours) == len(stock) == steps
+    torch.testing.assert_close(torch.stack(ours), torch.stack(stock), rtol=0, atol=2e-5)
+
+
+def ancestral_variances(q, steps):
+    """Var z_t on the way down, of data N(0, q) with its exact denoiser, worked out by hand.
+
+    E[x | z_t] = alpha_t q / (alpha_t^2 q + sigma_t^2) z_t, and q(z_s | z_t, x) in the form of
+    Kingma et al. 2021: mean (a sigma_s^2 z_t + alpha_s b x) / sigma_t^2 and variance
+    b sigma_s^2 / sigma_t^2, with a = alpha_t / alpha_s and b = sigma_t^2 - a^2 sigma_s^2.
+    """
+    variance = 1.0
+    for i in range(steps, 0, -1):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            known_alpha_sigma("cosine", j / steps) for j in (i, i - 1)
+        )
+        a = alpha_t / alpha_s
+        b = sigma_t**2 - a**2 * sigma_s**2
+        x = alpha_t * q / (alpha_t**2 * q + sigma_t**2)
+        gain = (a * sigma_s**2 + alpha_s * b * x) / sigma_t**2
+        variance = gain**2 * variance + b * sigma_s**2 / sigma_t**2
+        yield variance
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 16])
+def test_on_gaussian_data_every_z_of_ancestral_has_the_variance_worked_out_by_hand(steps):
+    q, z = 0.4, torch.randn(100_000, 1, generator=seeded(0))
+    mixture = GaussianMixture(torch.zeros(1, 1), torch.zeros(1).long(), math.sqrt(q))
+    cond = torch.zeros(len(z)).long()
+    walk = ancestral(mixture.denoiser(CosineSchedule()), z, steps, cond, generator=seeded(1))
+    for found, known in zip(walk, ancestral_variances(q, steps), strict=True):
+        assert found.var().item() == pytest.approx(known, rel=0.03, abs=1e-9)
+
+
+def test_with_many_steps_ancestral_has_the_variance_of_the_data_and_with_few_it_has_less():
+    variance = [list(ancestral_variances(0.4, steps))[-1] for steps in (1, 2, 4, 16, 1024)]
+    assert variance == sorted(variance) and variance[0] == pytest.approx(0, abs=1e-30)
+    assert variance[-1] == pytest.approx(0.4, rel=0.01)
+
+
+def test_with_one_step_ancestral_is_the_deterministic_sampler_and_with_more_it_is_not():
+    denoiser, z = Denoiser(Wave(), CosineSchedule()), noise()
+    one, other = last(ancestral(denoiser, z, 1)), last(ddim(denoiser, z, 1))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert (last(ancestral(denoiser, z, 2)) - last(ddim(denoiser, z, 2))).abs().max() > 0.01
+
+
+def test_ancestral_asks_once_a_step_at_1_down_to_1_over_N_and_repeats_its_seed():
+    denoiser, z = Denoiser(Times(), CosineSchedule()), noise()
+    first = last(ancestral(denoiser, z, 4, generator=seeded()))
+    assert denoiser.net.seen == [1.0, 0.75, 0.5, 0.25] and denoiser.nfe == 4
+    assert torch.equal(first, last(ancestral(denoiser, z, 4, generator=seeded())))
+    assert not torch.equal(first, last(ancestral(denoiser, z, 4, generator=seeded(4))))
+
+
+def test_no_student_is_trained_for_ancestral_and_every_student_refuses_it():
+    for own in ("ddim", "stochastic", "ddim_encode"):
+        student = Denoiser(Wave(), CosineSchedule(), steps=2, sampler=own)
+        with pytest.raises(ValueError, match=f"for the sampler '{own}', not 'ancestral'"):
+            ancestral(student, noise(), 2)
+
+
+def test_guided_teachers_and_stage_one_students_take_ancestral():
+    cond = torch.tensor([0, 1, 2, 0])
+    guided = GuidedDenoiser(Denoiser(Wave(), CosineSchedule()), null=3)
+    free = Denoiser(Wave(), CosineSchedule(), w_range=(0.0, 4.0))
+    for denoiser, nfe in ((guided, 6), (free, 3)):
+        assert last(ancestral(denoiser, noise(), 3, cond, 1.0)).shape == (4, 3)
+        assert denoiser.nfe == nfe
+        with pytest.raises(ValueError, match="w = -1 is outside"):
+            ancestral(denoiser, noise(), 3, cond, -1.0)

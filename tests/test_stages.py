@@ -1,15 +1,19 @@
 """A whole recipe, tiny: every stage finds, resumes or trains its model, and knows its teacher."""
 
 import json
+import math
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
-from cfgdistill import ddim, get_recipe, last, stages
+from cfgdistill import ancestral, ddim, get_recipe, last, stages, stochastic
 from cfgdistill.checkpoints import read_card
 from cfgdistill.data import load_data
-from cfgdistill.unets import load
+from cfgdistill.training import Draw
+from cfgdistill.unets import build_unet, load
 
 TINY = dict(
     channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=4, images=40
@@ -122,3 +126,176 @@ def test_a_changed_recipe_refuses_the_folder_of_the_old_one(out):
 def test_other_data_is_refused_too(out):
     with pytest.raises(ValueError, match="holds another run: data is"):
         stages.train_teacher(RECIPE, load_data("digits", images=39), out)
+
+
+# ---- the paper's comparisons: changed rows of the table -----------------------------------------
+
+
+def tiny(**changes):
+    return get_recipe("digits", "smoke", **{**TINY, **changes})
+
+
+@pytest.fixture
+def own(out, tmp_path):
+    """A copy of the finished folder, to add models to."""
+    return Path(shutil.copytree(out, tmp_path / "own"))
+
+
+def test_a_folder_names_what_differs_from_the_tables_row_and_nothing_else():
+    def folder(stage, depends, **changes):
+        return str(stages.stage_folder(tiny(**changes), "out", stage, depends))
+
+    plain = dict(weighting="snr_plus_one", w_power=3.0)  # as in the table
+    assert folder("stage-one", stages.STAGE_ONE) == "out/digits-smoke/stage-one"
+    assert folder("stage-one", stages.STAGE_ONE, **plain) == "out/digits-smoke/stage-one"
+    changes = dict(weighting="snr", pretrained=False, w_max=2.0)
+    known = "out/digits-smoke/stage-two-w_max=2.0-weighting=snr-pretrained=False"
+    assert folder("stage-two", stages.STAGE_ONE, **changes) == known
+    known = "out/digits-smoke/two-students-weighting=snr-pretrained=False"
+    assert folder("two-students", stages.TWO_STUDENTS, **changes) == known
+    assert folder("teacher", stages.TEACHER, **changes) == "out/digits-smoke/teacher"
+    known = "out/digits-smoke/teacher-prediction_type=eps"
+    assert folder("teacher", stages.TEACHER, prediction_type="eps") == known
+
+
+def test_variants_have_students_of_their_own_and_share_teacher_and_classifier(own):
+    before, variant = files(own), tiny(weighting="snr", w_min=1.0, w_max=1.0, w_power=1.0)
+    stages.train_classifier(variant, DATA, own)
+    students = list(stages.train_stage_two(variant, DATA, own))
+    after, folder = files(own), own / "digits-smoke"
+    assert {path: after[path] for path in before} == before
+    changed = "w_min=1.0-w_max=1.0-w_power=1.0-weighting=snr"
+    added = {str(path.parent.relative_to(folder)) for path in after.keys() - before.keys()}
+    assert added == {f"stage-one-{changed}"} | {f"stage-two-{changed}/steps-{n}" for n in (4, 2, 1)}
+    one = read_card(folder / f"stage-one-{changed}")
+    assert one["about"]["teacher"] == read_card(folder / "teacher")["sha256"]
+    # A student of one w is the same network, asked for that w only.
+    assert all(student.w_range == (1.0, 1.0) for student in students)
+    z, cond = torch.zeros(4, 1, 8, 8), torch.arange(4)
+    assert last(ddim(students[1], z, 2, cond, 1.0)).shape == z.shape
+    with pytest.raises(ValueError, match=r"w = 2 is outside \[1, 1\]"):
+        ddim(students[1], z, 2, cond, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name"), [("stochastic", "stage-two-stochastic"), ("ddim_encode", "encoder")]
+)
+def test_students_of_every_sampler_have_their_folders_and_the_same_teacher(own, sampler, name):
+    before, folder = files(own), own / "digits-smoke"
+    students = list(stages.train_stage_two(RECIPE, DATA, own, sampler))
+    assert [(s.steps, s.sampler) for s in students] == [(n, sampler) for n in (4, 2, 1)]
+    added = files(own).keys() - before.keys()
+    assert {path.parent for path in added} == {folder / name / f"steps-{n}" for n in (4, 2, 1)}
+    about = read_card(folder / name / "steps-4")["about"]
+    assert about["teacher"] == read_card(folder / "stage-one")["sha256"]
+    with pytest.raises(ValueError, match=f"for the sampler '{sampler}', not 'ddim'"):
+        ddim(load(folder / name / "steps-2"), torch.zeros(2, 1, 8, 8), 2, torch.arange(2), 1.0)
+
+
+def test_an_unknown_sampler_names_the_near_one_and_trains_nothing(tmp_path):
+    with pytest.raises(
+        ValueError, match="There is no sampler 'ddim_encoder': did you mean 'ddim_e"
+    ):
+        next(stages.train_stage_two(RECIPE, DATA, tmp_path, "ddim_encoder"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_students_cost_two_evaluations_per_step_and_refuse_other_steps(own):
+    z, cond = torch.zeros(3, 1, 8, 8), torch.arange(3)
+    students = list(stages.train_two_students(RECIPE, DATA, own))
+    assert [pair.denoiser.steps for pair in students] == [4, 2, 1]
+    for pair, steps in zip(students, (4, 2, 1), strict=True):
+        pair.nfe = 0
+        assert last(ddim(pair, z, steps, cond, 7.5)).shape == z.shape  # any w: it is guidance
+        assert pair.nfe == 2 * steps
+        with pytest.raises(ValueError, match=f"distilled for {steps} steps, not 8"):
+            ddim(pair, z, 8, cond, 1.0)
+    folder = own / "digits-smoke"
+    about = read_card(folder / "two-students" / "steps-4")["about"]
+    assert about["teacher"] == read_card(folder / "teacher")["sha256"]
+
+
+def test_two_students_learn_the_null_label_too_and_other_students_never_see_it(own):
+    # A row of the embedding that no batch asks for has no gradient: it stays, bit for bit.
+    def null(denoiser):
+        return denoiser.net.unet.class_embedding.weight[DATA.num_classes]
+
+    folder = own / "digits-smoke"
+    pair = next(stages.train_two_students(RECIPE, DATA, own))
+    assert not torch.equal(null(pair.denoiser), null(load(folder / "teacher")))
+    student = load(folder / "stage-two" / "steps-4")
+    assert torch.equal(null(student), null(load(folder / "stage-one")))
+
+
+@pytest.mark.parametrize("kind", ["v", "eps", "x"])
+def test_a_teacher_learns_the_squared_error_of_what_it_says_but_x_counts_no_less_than_eps(
+    tmp_path, kind
+):
+    recipe = tiny(prediction_type=kind, teacher=1)
+    teacher = stages.train_teacher(recipe, DATA, tmp_path)
+    name = "teacher" if kind == "v" else f"teacher-prediction_type={kind}"
+    card = read_card(tmp_path / "digits-smoke" / name)
+    assert teacher.prediction_type == card["model"]["prediction_type"] == kind
+    # The first loss again, from the numbers of the first update and the new network.
+    draw = Draw((recipe.seed, "teacher", 0), recipe.batch, slice(None), "cpu")
+    x, cond = DATA.batch(draw.integers(len(DATA)), draw.uniform())
+    cond = torch.where(draw.uniform() < recipe.drop, DATA.num_classes, cond)
+    t, eps = draw.uniform(), draw.normal((1, 8, 8))
+    alpha, sigma = ((math.pi / 2 * t).cos(), (math.pi / 2 * t).sin())
+    a, b = alpha[:, None, None, None], sigma[:, None, None, None]
+    net = build_unet(recipe, channels=1, size=8, num_classes=10).net
+    with torch.no_grad():
+        said = net(a * x + b * eps, t, cond, None)
+    truth = {"v": a * eps - b * x, "eps": eps, "x": x}[kind]
+    omega = (alpha / sigma).square().clamp_min(1) if kind == "x" else torch.ones(recipe.batch)
+    known = (omega * (said - truth).square().mean((1, 2, 3))).mean().item()
+    assert card["losses"] == [pytest.approx(known, rel=1e-3)]
+
+
+def test_prediction_type_and_weighting_reach_every_student(tmp_path):
+    recipe = tiny(prediction_type="eps", weighting="truncated_snr", start=2)
+    students = list(stages.train_stage_two(recipe, DATA, tmp_path))
+    assert {s.prediction_type for s in students} == {"eps"}
+    cards = [read_card(path.parent) for path in tmp_path.rglob("stage-*/**/card.json")]
+    assert len(cards) == 3  # stage one, and students of 2 steps and of 1
+    for card in cards:
+        assert card["model"]["prediction_type"] == "eps"
+        assert card["about"]["weighting"] == "truncated_snr"
+
+
+def test_the_first_losses_of_stage_one_are_ordered_as_their_weightings_are(tmp_path):
+    # On v: alpha^2 < max(alpha^2, sigma^2) < 1, with the same numbers and the same new student.
+    first = []
+    for weighting in ("snr", "truncated_snr", "snr_plus_one"):
+        recipe = tiny(weighting=weighting, batch=16)
+        stages.train_stage_one(recipe, DATA, tmp_path)
+        folder = stages.stage_folder(recipe, tmp_path, "stage-one", stages.STAGE_ONE)
+        first.append(read_card(folder)["losses"][0])
+    assert 0 < first[0] < first[1] < first[2]
+    assert first[1] >= first[2] / 2
+
+
+def test_without_a_head_start_stage_one_begins_with_weights_of_its_own(own):
+    recipe = tiny(pretrained=False, rate_one=0.0)
+    student, teacher = stages.train_stage_one(recipe, DATA, own), load(own / "digits-smoke/teacher")
+    assert (own / "digits-smoke" / "stage-one-pretrained=False").is_dir()
+    weight = "unet.conv_in.weight"
+    a, b = student.net.state_dict()[weight], teacher.net.state_dict()[weight]
+    assert not torch.equal(a, b) and a.std() == pytest.approx(b.std().item(), rel=0.5)
+
+
+def test_rows_of_different_samplers_are_kept_apart(own, monkeypatch):
+    student, calls = load(own / "digits-smoke" / "stage-one"), []
+    judge = stages.make_judge(RECIPE, DATA, own)
+
+    def evaluate(*given, sampler, **more):
+        calls.append(sampler.__name__)
+        return {"sampler": sampler.__name__}
+
+    monkeypatch.setattr(stages, "evaluate", evaluate)
+    given = dict(model="stage one", steps=[2], weights=[0.0])
+    for _ in range(2):
+        for sampler in (ddim, stochastic, ancestral):
+            rows = stages.evaluate_rows(student, judge, DATA, RECIPE, own, **given, sampler=sampler)
+            assert rows == [{"sampler": sampler.__name__}]
+    assert calls == ["ddim", "stochastic", "ancestral"]

@@ -1,0 +1,404 @@
+"""The command line: the walk of a newcomer, its JSON, and a sentence for whatever is wrong."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from cfgdistill import cli, data, get_recipe
+from cfgdistill.checkpoints import read_card, read_tensors, write_text
+from cfgdistill.unets import load
+
+TINY = dict(
+    channels=(8, 16),
+    batch=4,
+    classifier=2,
+    teacher=3,
+    stage_one=2,
+    halving=1,
+    start=2,
+    images=40,
+    samples=20,
+)
+SETTINGS = ["--profile", "smoke"]
+for key, value in TINY.items():
+    SETTINGS += ["--set", f"{key}={value}".replace(" ", "")]
+ROW = {"model", "sampler", "steps", "nfe", "w", "ms_per_image"}
+ROW |= {"frechet_distance", "kernel_distance", "inception_score"}
+ROW |= {"precision", "recall", "class_accuracy"}
+TORCH_FIDELITY = "torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder in which everything was trained by the command line, as out/..."""
+    here, before = tmp_path_factory.mktemp("here"), Path.cwd()
+    os.chdir(here)
+    try:
+        for sampler in ("ddim", "stochastic", "ddim_encode"):
+            assert cli.main(["distill", "--sampler", sampler, *SETTINGS]) == 0
+        assert cli.main(["evaluate", MODELS["student"], "--n", "4", "--w", "0"]) == 0
+    finally:
+        os.chdir(before)
+    return here
+
+
+@pytest.fixture
+def run(here, capsys, monkeypatch):
+    """run("sample ...") -> exit code, parsed JSON or None, what went to stderr."""
+    monkeypatch.chdir(here)
+
+    def run(*arguments):
+        words = [word for part in arguments for word in str(part).split()]
+        try:
+            code = cli.main(words)
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return code, json.loads(said.out) if said.out else None, said.err
+
+    return run
+
+
+MODELS = {
+    "classifier": "out/digits-smoke/classifier",
+    "teacher": "out/digits-smoke/teacher",
+    "stage_one": "out/digits-smoke/stage-one",
+    "student": "out/digits-smoke/stage-two/steps-2",
+    "stochastic": "out/digits-smoke/stage-two-stochastic/steps-2",
+    "encoder": "out/digits-smoke/encoder/steps-2",
+}
+
+
+# ---- the walk ----------------------------------------------------------------------------------
+
+
+def test_train_distill_sample_evaluate_in_processes_of_their_own_print_json_and_nothing_else(
+    tmp_path,
+):
+    def command(*arguments):
+        answer = subprocess.run(
+            [sys.executable, "-m", "cfgdistill", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "CI": "1"},
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stderr == ""
+        return json.loads(answer.stdout)
+
+    folder = Path("out/digits-smoke")
+    [teacher] = command("train", *SETTINGS)["models"]
+    assert teacher["folder"] == str(folder / "teacher") and teacher["updates"] == 3
+    models = command("distill", *SETTINGS)["models"]
+    names = ["stage-one", "stage-two/steps-2", "stage-two/steps-1"]
+    assert [m["folder"] for m in models] == [str(folder / name) for name in names]
+    for model in [teacher, *models]:
+        weights = (tmp_path / model["folder"] / "model.safetensors").read_bytes()
+        assert model["sha256"] == hashlib.sha256(weights).hexdigest()
+    student = folder / "stage-two" / "steps-2"
+    drawn = command("sample", student, "--w", 1, "--n", 12, "--to", "four.png")
+    assert drawn == {"file": "four.png", "n": 12, "steps": 2, "nfe": 2, "w": 1.0}
+    assert (tmp_path / "four.png").read_bytes().startswith(b"\x89PNG")
+    table = command("evaluate", student, "--w", 0, 3, "--n", 20, "--to", "rows.json")
+    assert table == json.loads((tmp_path / "rows.json").read_text())
+    assert [(r["w"], r["steps"], r["nfe"]) for r in table["rows"]] == [(0.0, 2, 2), (3.0, 2, 2)]
+
+
+def test_every_bar_goes_to_stderr_and_none_is_drawn_under_ci(here, run, monkeypatch):
+    for key in ("CI", "TQDM_DISABLE"):
+        monkeypatch.delenv(key, raising=False)
+    code, result, said = run("sample", MODELS["student"], "--n 4")
+    assert code == 0 and result["n"] == 4 and "batches" in said
+    code, result, said = run("evaluate", MODELS["student"], "--n 4 --w 0")
+    assert code == 0 and "rows" in said
+    code, result, said = run("train", *SETTINGS, "--set teacher=2 --out bars")
+    assert code == 0 and "teacher" in said
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert run("sample", MODELS["student"], "--n 4")[2] == ""
+    monkeypatch.delenv("TQDM_DISABLE")
+    monkeypatch.setenv("CI", "true")
+    assert run("sample", MODELS["student"], "--n 4")[2] == ""
+
+
+# ---- what the verbs say ------------------------------------------------------------------------
+
+
+def test_the_result_of_training_is_what_the_cards_say(run):
+    code, result, _ = run("distill", *SETTINGS)
+    recipe = json.loads(json.dumps(asdict(get_recipe("digits", "smoke", **TINY))))
+    assert code == 0 and result["recipe"] == recipe
+    for model in result["models"]:
+        card = read_card(model["folder"])
+        assert model["sha256"] == card["sha256"] and model["loss"] == card["losses"][-1]
+        assert model["updates"] == card["about"]["updates"] == len(card["losses"])
+
+
+def test_stage_one_alone_ends_before_stage_two(run, tmp_path):
+    code, result, _ = run("distill --stage one", *SETTINGS, "--out", tmp_path)
+    assert code == 0 and [Path(m["folder"]).name for m in result["models"]] == ["stage-one"]
+    assert not (tmp_path / "digits-smoke" / "stage-two").exists()
+
+
+def test_a_changed_setting_reaches_the_recipe(run, tmp_path):
+    given = "--set rate=1 --set weighting=snr --set pretrained=False --set images=None"
+    code, result, _ = run("train", *SETTINGS, given, "--out", tmp_path)
+    changed = {"rate": 1.0, "weighting": "snr", "pretrained": False, "images": None}
+    assert code == 0 and result["recipe"].items() >= changed.items()
+    assert type(result["recipe"]["rate"]) is float
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "steps", "nfe"),
+    [
+        ("teacher", "--steps 3", 3, 6),  # guided: two evaluations a step
+        ("teacher", "", 64, 128),
+        ("teacher", "--steps 3 --sampler ancestral", 3, 6),
+        ("stage_one", "--steps 3", 3, 3),
+        ("student", "", 2, 2),
+        ("stochastic", "", 2, 2),
+    ],
+)
+def test_the_cost_is_two_evaluations_a_step_for_a_guided_model_and_one_for_the_others(
+    run, model, given, steps, nfe
+):
+    code, drawn, _ = run("sample", MODELS[model], given, "--n 130")  # two batches
+    assert code == 0 and (drawn["steps"], drawn["nfe"]) == (steps, nfe)
+    code, table, _ = run("evaluate", MODELS[model], given, "--n 20 --w 2")
+    [row] = table["rows"]
+    assert (row["steps"], row["nfe"], row["w"]) == (steps, nfe, 2.0)
+
+
+def test_rows_have_the_documented_keys_and_finite_values_for_every_steps_and_w(run):
+    given = f"--steps 1 2 --w 0 3 --n 10 --seed 4 --teacher {MODELS['stage_one']}"
+    code, table, _ = run("evaluate", MODELS["teacher"], given)
+    rows = table["rows"]
+    wanted = [(steps, w) for steps in (1, 2) for w in (0.0, 3.0)]
+    assert code == 0 and [(r["steps"], r["w"]) for r in rows] == wanted
+    for row in rows:
+        assert row.keys() == ROW | {"distance_to_teacher"}
+        assert all(math.isfinite(v) for v in row.values() if not isinstance(v, str))
+    assert {"torch", "git_commit", "feature_net", "reference"} <= table["meta"].keys()
+    assert (table["meta"]["n_samples"], table["meta"]["seed"]) == (10, 4)
+
+
+def test_samples_as_tensors_are_those_of_the_model_for_these_labels_w_and_noise(run, here):
+    from cfgdistill import ddim, last
+
+    given = "--classes 7 3 --n 5 --w 2 --seed 9 --to images.safetensors"
+    assert run("sample", MODELS["student"], given)[0] == 0
+    tensors, about = read_tensors(here / "images.safetensors")
+    assert tensors["labels"].tolist() == [7, 3, 7, 3, 7] and about["seed"] == 9
+    z = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+    x = last(ddim(load(here / MODELS["student"]), z, 2, tensors["labels"], 2.0))
+    assert torch.equal(tensors["images"], x.clamp(-1, 1))
+
+
+def test_evaluation_uses_the_classifier_beside_the_model_or_makes_one_where_told(run, tmp_path):
+    before = read_card(MODELS["classifier"])["sha256"]
+    assert run("evaluate", MODELS["student"], "--n 4 --w 0 --out", tmp_path)[0] == 0
+    assert read_card(tmp_path / "digits-smoke" / "classifier")["sha256"] == before
+    kept = Path(MODELS["classifier"], "card.json").stat().st_mtime_ns
+    assert run("evaluate", Path(MODELS["student"]).absolute(), "--n 4 --w 0")[0] == 0
+    assert Path(MODELS["classifier"], "card.json").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("verb", ["", "train", "distill", "sample", "evaluate"])
+def test_help_teaches_every_verb_and_every_option(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"] if verb else ["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and max(map(len, said.splitlines())) <= 100
+    if verb == "":
+        assert all(f"  {name} " in said for name in ("train", "distill", "sample", "evaluate"))
+        assert "accelerate launch" in said and "130" in said
+    else:
+        assert "guid" in said or "Stage one" in said or "Frechet" in said
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+STUDENT, TEACHER = MODELS["student"], MODELS["teacher"]
+REFUSED = {
+    "train --dataset digit": "no data set 'digit': did you mean 'digits'?",
+    "train --profile lapto": "no profile 'lapto': did you mean 'laptop'",
+    "train --set chanels=(8,16)": "no setting 'chanels': did you mean 'channels'",
+    "train --set dataset=cifar10": "no setting 'dataset'",
+    "train --set teacher=many": "teacher is a whole number from 1 on, such as teacher=1300",
+    "train --set teacher=1.5": "such as teacher=1300",
+    "train --set teacher": "such as teacher=1300",
+    "train --set batch=0": "batch is a whole number from 1 on",
+    "train --set save_every=-1": "save_every is a whole number from 1 on",
+    "train --set images=0": "images is a whole number from 1 on, or None",
+    "train --set images=many": "images is a whole number from 1 on, or None",
+    "train --set seed=-1": "seed is a whole number from 0 on, such as seed=0",
+    "train --set channels=8": "multiples of 8, one per resolution, such as channels=(24,48)",
+    "train --set channels=()": "multiples of 8",
+    "train --set channels=(7,9)": "multiples of 8",
+    "train --set rate=nan": "rate is a number from 0 on, such as rate=0.002",
+    "train --set rate=-1": "rate is a number from 0 on",
+    "train --set drop=2": "drop is a number in [0, 1]",
+    "train --set balanced=1": "balanced is True or False",
+    "train --set precision=half": "no precision 'half'",
+    "train --set prediction_type=w": "no prediction type 'w'",
+    "train --set weighting=srn": "no weighting 'srn': did you mean 'snr'?",
+    "train --set start=3": "power of two, not 3",
+    "train --set w_min=5": "choose a guidance weight in that range",
+    "train --out a-file": "a-file cannot be used (File exists): choose another place",
+    "distill --stage three": "no stage 'three'. The stages are one, two.",
+    "distill --sampler dim": "no sampler 'dim': did you mean 'ddim'",
+    "distill --sampler ancestral": "The samplers are ddim, stochastic, ddim_encode.",
+    "sample nowhere": "nowhere holds no finished model",
+    "sample out": "out holds no finished model",
+    "sample a-file": "a-file holds no finished model",
+    f"sample {MODELS['classifier']}": "no denoiser but a classifier",
+    f"sample {MODELS['encoder']}": "holds an encoder, which makes noise from images",
+    "sample truncated": "truncated or not a checkpoint",
+    "sample flipped": "the sha256 differs",
+    "sample points": "a model of points, not of images",
+    f"sample {STUDENT} --w 9": "w = 9 is outside [0, 4]",
+    f"sample {TEACHER} --w -1": "w = -1 is outside [0,",
+    f"sample {STUDENT} --steps 4": "distilled for 2 steps, not 4",
+    f"sample {STUDENT} --sampler stochastic": "for the sampler 'ddim', not 'stochastic'",
+    f"sample {MODELS['stochastic']} --sampler ddim": "for the sampler 'stochastic', not 'ddim'",
+    f"sample {TEACHER} --sampler ddim_encode": "The samplers are ddim, stochastic, ancestral.",
+    f"sample {TEACHER} --classes 3 11": "Labels must be whole numbers in 0 .. 9",
+    f"sample {TEACHER} --classes -1": "Labels must be whole numbers in 0 .. 9",
+    f"sample {TEACHER} --to x.jpg": "written as .png or .safetensors, not as 'x.jpg'",
+    f"sample {TEACHER} --to a-file/x.png": "a-file cannot be used (File exists)",
+    "evaluate nowhere": "nowhere holds no finished model",
+    "evaluate no-recipe": "names no recipe, so its data set is unknown",
+    f"evaluate {STUDENT} --steps 2 1": "distilled for 2 steps, not 1",
+    f"evaluate {STUDENT} --w 0 7": "w = 7 is outside [0, 4]",
+    f"evaluate {TEACHER} --steps 2 --teacher nowhere": "nowhere holds no finished model",
+    f"evaluate {TEACHER} --steps 2 --teacher {STUDENT}": "is a student: compare with a model of",
+    f"evaluate {TEACHER} --steps 2 --to a-file/e.json": "a-file cannot be used (File exists)",
+    f"evaluate {TEACHER} --steps 2 --fid": "The published FID compares with all 50,000 training",
+}
+USAGE = {
+    "": "the following arguments are required: VERB",
+    "learn": "invalid choice: 'learn'",
+    "sample": "the following arguments are required: folder",
+    f"sample {STUDENT} --n 0": "write a whole number from 1 on, not '0'",
+    f"sample {STUDENT} --steps 0": "write a whole number from 1 on, not '0'",
+    f"sample {STUDENT} --seed -1": "write a whole number from 0 on, not '-1'",
+    f"sample {STUDENT} --w nan": "write a number such as 1.5, not 'nan'",
+    f"sample {STUDENT} --w much": "write a number such as 1.5, not 'much'",
+    f"evaluate {STUDENT} --n 3": "write a whole number from 4 on, not '3'",
+}
+
+
+@pytest.fixture(scope="module")
+def broken(here):
+    """Folders and files that are not what a verb needs."""
+    (here / "a-file").write_text("text")
+    for name in ("truncated", "flipped", "no-recipe", "points"):
+        shutil.copytree(here / TEACHER, here / name)
+    file = here / "truncated" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    file = here / "flipped" / "model.safetensors"
+    bits = bytearray(file.read_bytes())
+    bits[-5] ^= 1
+    file.write_bytes(bytes(bits))
+    card = read_card(here / TEACHER)
+    del card["recipe"]
+    write_text(here / "no-recipe" / "card.json", json.dumps(card))
+    from helpers import tiny_mlp
+
+    from cfgdistill.checkpoints import save_weights
+
+    save_weights(tiny_mlp(), here / "points", {})
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_done_is_told_in_one_sentence_with_exit_code_1(
+    run, here, broken, words, monkeypatch
+):
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", None)  # and before any network computes
+    before = {p for p in here.rglob("*")}
+    code, result, said = run(words)
+    assert (code, result) == (1, None)
+    assert REFUSED[words] in said and said.count("\n") == 1
+    made = {p for p in here.rglob("*")} - before
+    assert not any(p.is_file() for p in made)
+
+
+@pytest.mark.parametrize("words", USAGE)
+def test_wrong_usage_is_exit_code_2_with_the_usage(run, words):
+    code, result, said = run(words)
+    assert (code, result) == (2, None)
+    assert said.startswith("usage: python -m cfgdistill") and USAGE[words] in said
+
+
+def test_a_folder_of_another_recipe_is_refused_naming_the_difference(run):
+    code, _, said = run("train", *SETTINGS, "--set teacher=4")
+    assert code == 1 and "another run: updates is 3 there and 4 here" in said
+
+
+def test_cifar10_that_cannot_be_had_is_told_with_what_to_do(run, monkeypatch):
+    monkeypatch.delenv("CFGDISTILL_DATA", raising=False)
+
+    def offline(*arguments, **more):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    code, _, said = run("train --dataset cifar10 --profile smoke")
+    assert code == 1 and "connect to the network, or set CFGDISTILL_DATA" in said
+
+
+def test_the_published_fid_without_torch_fidelity_is_refused_before_any_sampling(
+    run, monkeypatch, tmp_path
+):
+    # All of CIFAR-10 in name and number, in grey: it is never looked at.
+    grey = torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(50_000, -1, -1, -1)
+    labels = torch.arange(50_000) % 10
+    fake = data.Data("cifar10", "train", grey, labels, tuple("0123456789"), 255)
+    object.__setattr__(fake, "hash", "grey")
+    monkeypatch.setattr(data, "load_data", lambda *arguments: fake)
+    tiny = "--set channels=(8,8) --set batch=2 --set teacher=1 --set images=None"
+    assert run("train --dataset cifar10 --profile smoke --out", tmp_path, tiny)[0] == 0
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    monkeypatch.setattr(TORCH_FIDELITY, False)
+    code, _, said = run("evaluate", tmp_path / "cifar10-smoke" / "teacher", "--fid --steps 1")
+    assert code == 1 and "needs torch-fidelity" in said and "pip install" in said
+    assert not (tmp_path / "cifar10-smoke" / "classifier").exists()
+
+
+# ---- several processes, one of which is this one ------------------------------------------------
+
+
+def test_only_the_first_process_reports_and_draws_a_bar(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: None)  # it would wait for others
+    for key in ("CI", "TQDM_DISABLE"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    given = ("sample", STUDENT, "--n 4 --to", tmp_path / "x.png")
+    assert run(*given) == (0, None, "") and not list(tmp_path.iterdir())
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    assert run(*given)[1]["n"] == 4 and (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (f"evaluate {STUDENT} --n 126", "would have 1 of 126 samples, too few for 2 processes"),
+        (f"evaluate {STUDENT} --n 20 --fid", "The published FID is for a single process"),
+    ],
+)
+def test_what_two_processes_cannot_share_is_refused(run, monkeypatch, given, sentence):
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, said = run(given)
+    assert code == 1 and sentence in said and said.count("\n") == 1
