@@ -4,6 +4,7 @@ w = 0 is no guidance. This is the convention of the paper and of Ho & Salimans 2
 `guidance_scale` is 1 + w; `w_from_scale` and `scale_from_w` stand at that border.
 """
 
+import functools
 import math
 
 import torch
@@ -89,12 +90,14 @@ def embed_w(w: PerExample, dim: int) -> Float[Tensor, " b dim"]:
     """Fourier features of 1000 w, in float32: exactly what diffusers' pipelines feed to
     `timestep_cond`. (In bfloat16, 1000 w = 6000 would round to 6016.)
     """
-    frequency = torch.exp(
-        torch.arange(dim // 2, dtype=torch.float32, device=w.device)
-        * (-math.log(10000.0) / (dim // 2 - 1))
-    )
-    phase = 1000.0 * w.float()[:, None] * frequency
+    phase = 1000.0 * w.float()[:, None] * _frequencies(dim, w.device)
     return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+@functools.cache
+def _frequencies(dim: int, device: torch.device) -> Float[Tensor, " half"]:
+    numbers = torch.arange(dim // 2, dtype=torch.float32, device=device)
+    return torch.exp(numbers * (-math.log(10000.0) / (dim // 2 - 1)))
 
 
 def w_from_scale(guidance_scale: int | float) -> float:

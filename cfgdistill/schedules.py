@@ -25,7 +25,9 @@ def expand(a: Shaped[Tensor, " b"], like: Shaped[Tensor, " b *d"]) -> Tensor:
 
 def per_example(value: Number, like: Example) -> PerExample:
     """A Number as a [b] tensor beside `like`."""
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if not isinstance(value, Tensor):
+        return like.new_full((len(like),), value)  # made on the device, which need not wait for it
+    value = value.to(like)
     if value.ndim > 1 or value.ndim == 1 and len(value) != len(like):
         raise ValueError(
             f"{list(value.shape)} does not fit a batch of {len(like)} examples: "

@@ -193,8 +193,8 @@ print(recipe)
 data = load_data(dataset, "train", recipe.images)
 teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.num_classes)
 device = next(teacher.parameters()).device
-x, labels = load_data(dataset, "test", recipe.images).all()
-x, labels = x[: recipe.samples].to(device), labels[: recipe.samples].to(device)
+test, test_labels = load_data(dataset, "test", recipe.images).all()
+x, labels = test[: recipe.samples].to(device), test_labels[: recipe.samples].to(device)
 
 
 def distance(a, b):
@@ -324,8 +324,10 @@ show(
 # **The left column is the original. Who wrote the others?**
 
 # %%
-rows = torch.stack([(labels == k).nonzero()[0, 0] for k in range(0, 10, 2)])  # an image each
-source, target = labels[rows].repeat_interleave(10), torch.arange(10, device=device).repeat(5)
+rows = torch.stack([(test_labels == k).nonzero()[0, 0] for k in range(0, 10, 2)])
+chosen = test[rows].to(device)  # an image of every other class
+source = test_labels[rows].to(device).repeat_interleave(10)
+target = torch.arange(10, device=device).repeat(5)
 sheets = {}
 for w in (0.0, 1.0, 3.0):
     sheets[f"w = {w:g}"] = {}
@@ -334,8 +336,8 @@ for w in (0.0, 1.0, 3.0):
         ("students, 8 NFE", encoders[4], decoders[4], 4),
         ("students, 2 NFE", encoders[1], decoders[1], 1),
     ):
-        told = translate(up, down, x[rows].repeat_interleave(10, 0), source, target, n, w=w)
-        sheet = torch.cat([x[rows][:, None], told.unflatten(0, (5, 10))], 1)
+        told = translate(up, down, chosen.repeat_interleave(10, 0), source, target, n, w=w)
+        sheet = torch.cat([chosen[:, None], told.unflatten(0, (5, 10))], 1)
         sheets[f"w = {w:g}"][name] = sheet.flatten(0, 1).cpu()
 show(
     sample_grid(sheets, 11),
