@@ -237,7 +237,6 @@ def evaluate_rows(
     steps: Iterable[int],
     weights: Iterable[float],
     sampler=ddim,
-    teacher=None,
 ) -> list[dict]:
     """Rows of the results table for each number of steps and each w: see `metrics.evaluate`.
 
@@ -246,8 +245,7 @@ def evaluate_rows(
     """
     file = home(recipe, out) / "evaluations.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
-    models = [m for m in (denoiser, judge.classifier, teacher) if m is not None]
-    networks = [fingerprint(m) for m in models]
+    networks = [fingerprint(denoiser), fingerprint(judge.classifier)]
     rows = []
     for n, w in itertools.product(steps, weights):
         about = [data.hash[:16], model, sampler.__name__, n, w, recipe.samples, recipe.seed]
@@ -263,7 +261,6 @@ def evaluate_rows(
                 n=recipe.samples,
                 seed=recipe.seed,
                 sampler=sampler,
-                teacher=teacher,
             )
             write_text(file, json.dumps(kept, indent=1))
         rows.append(kept[key])
