@@ -31,7 +31,7 @@
 # | profile | hardware | time |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute |
-# | `laptop` | two CPU cores | two to three minutes on digits, after stage one |
+# | `laptop` | two CPU cores | four minutes on digits, after stage one |
 # | `colab` | one free T4 | `dataset = "cifar10"`: about a third of a session |
 # | `paper` | a large GPU | the published budget |
 
@@ -248,7 +248,7 @@ show(
 
 # %% [markdown]
 # The fewer the steps, the longer each one is, and the more it has to bend: each halving starts and ends
-# higher than the one before it. That is why the last two get twice the updates.
+# higher than the one before it. That is why those to 4 steps and fewer get three times the updates.
 #
 # ## Seeing
 #
