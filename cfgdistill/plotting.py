@@ -89,6 +89,14 @@ def sample_grid(pictures: dict[str, dict[str, Tensor]], columns: int) -> Figure:
     return fig
 
 
+def log_y(axis) -> None:
+    """A logarithmic y axis with plain numbers on it."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def quality_against_nfe(rows: Sequence[dict], value: str = "frechet_distance") -> Figure:
     """One panel per w: quality against network evaluations, a line per model, both axes log."""
     weights = sorted({row["w"] for row in rows})
@@ -102,11 +110,9 @@ def quality_against_nfe(rows: Sequence[dict], value: str = "frechet_distance") -
         for color, (model, (marker, label)) in zip(COLORS, models.items(), strict=False):
             own = sorted((r["nfe"], r[value]) for r in rows if r["w"] == w and r["model"] == model)
             axis.plot(*zip(*own, strict=True), marker=marker, color=color, label=label)
-        axis.set(xscale="log", yscale="log", title=f"w = {w:g}", xlabel="network evaluations (NFE)")
+        axis.set(xscale="log", title=f"w = {w:g}", xlabel="network evaluations (NFE)")
         axis.set_xticks([1, 4, 16, 64, 256], [1, 4, 16, 64, 256])
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        log_y(axis)
     axes[0][0].set_ylabel(value.replace("_", " ").capitalize())
     axes[0][0].legend(frameon=False)
     return fig

@@ -268,9 +268,13 @@ def evaluate_rows(
 
 
 def training_minutes(recipe: Recipe, out: str | Path) -> dict[str, float]:
-    """Minutes that each finished model of a recipe took to train, by the name of its folder."""
+    """Minutes that the judge, the teacher and both stages took, by the names of their folders.
+
+    Encoders, stochastic students and the models of comparisons are not counted.
+    """
     folder = home(recipe, out)
-    cards = sorted(folder.glob("**/card.json"))
+    stages = ("classifier", "teacher", "stage-one", FOLDERS["ddim"])
+    cards = sorted(card for stage in stages for card in (folder / stage).glob("**/card.json"))
     return {
         str(card.parent.relative_to(folder)): read_card(card.parent)["minutes"] for card in cards
     }

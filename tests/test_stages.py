@@ -192,6 +192,14 @@ def test_students_of_every_sampler_have_their_folders_and_the_same_teacher(own, 
         ddim(load(folder / name / "steps-2"), torch.zeros(2, 1, 8, 8), 2, torch.arange(2), 1.0)
 
 
+def test_the_minutes_of_the_course_leave_out_comparisons_and_other_samplers(own):
+    before = stages.training_minutes(RECIPE, own)
+    list(stages.train_stage_two(RECIPE, DATA, own, "ddim_encode"))
+    stages.train_stage_one(tiny(weighting="snr"), DATA, own)
+    assert (own / RECIPE.name / "stage-one-weighting=snr" / "card.json").exists()
+    assert stages.training_minutes(RECIPE, own) == before
+
+
 def test_an_unknown_sampler_names_the_near_one_and_trains_nothing(tmp_path):
     with pytest.raises(
         ValueError, match="There is no sampler 'ddim_encoder': did you mean 'ddim_e"
