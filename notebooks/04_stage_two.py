@@ -387,9 +387,11 @@ print(
 )
 
 # %% [markdown]
-# At the `laptop` profile the distillation costs more than twice what the teacher did. The published runs report that
+# At the `laptop` profile the distillation costs about four times what the teacher did. The published runs report that
 # the whole of it costs no more than the teacher; there the teacher was trained for hundreds of thousands of updates,
-# ours for a little more than a thousand. It is paid once. The teacher's 256 evaluations are paid for every image.
+# ours for a little more than a thousand. Three quarters of stage two go to the last three students: a halving to four
+# steps or fewer gets three times the updates of the others, because there the student has the most to learn at once.
+# All of it is paid once. The teacher's 256 evaluations are paid for every image.
 #
 # **What if the number of steps is not a power of two?** Then there is nothing to halve, and the package says so before
 # it trains anything.
