@@ -125,8 +125,10 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(both):
 
 def test_samples_do_not_depend_on_the_number_of_processes(both):
     assert both[2]["sample"][0] == both[2]["sample"][1]
-    one, pair = (read_tensors(where / "x.safetensors")[0] for where in both[:2])
-    assert torch.equal(one["images"], pair["images"])
+    one, pair = (read_tensors(where / "x.safetensors")[0]["images"] for where in both[:2])
+    # Another seed or another share would differ by about 1. Bits depend on the threads and the
+    # kernels that a batch of this size gets: with two threads against one they do differ.
+    torch.testing.assert_close(one, pair, atol=1e-4, rtol=0)
 
 
 def test_a_batch_that_two_processes_cannot_share_is_refused_in_one_sentence(tmp_path):
