@@ -415,26 +415,34 @@ def work(folder):
         pass
 
 out = Path({out!r})
+begun = time.monotonic()
 work(out / "whole")
-chance, kills, first = random.Random(0), 0, True
-while True:
-    if not (child := os.fork()):
-        work(out / "killed")
-        os._exit(0)
-    state = out / "killed" / "training.safetensors"
-    while first and not state.exists():
-        time.sleep(0.001)
-    first = False
-    if kills < 5:
-        time.sleep(chance.uniform(0.02, 0.12))
+update = (time.monotonic() - begun) / 100
+chance, kills, runs = random.Random(0), 0, 0
+while kills < 5:  # a machine so busy that a run ends before we wake to kill it: another run
+    folder = out / f"killed-{{runs}}"
+    state, seen = folder / "training.safetensors", None
+    while True:
+        if not (child := os.fork()):
+            work(folder)
+            os._exit(0)
+        while os.waitpid(child, os.WNOHANG) == (0, 0):  # until it has saved once more
+            if state.exists() and (now := state.stat().st_mtime_ns) != seen:
+                seen = now
+                time.sleep(chance.uniform(0, 8) * update)  # at most three saves later
+                break
+            time.sleep(0.0005)
+        else:  # the run is over
+            assert (folder / "card.json").exists()
+            break
+        if kills >= 5:
+            os.waitpid(child, 0)
+            break
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        kills += not (out / "killed" / "card.json").exists()  # in the middle, not at the very end
-        continue
-    assert os.WEXITSTATUS(status) == 0
-    break
-print(kills)
+        os.waitpid(child, 0)
+        kills += not (folder / "card.json").exists()  # in the middle, not at the very end
+    runs += 1
+print(kills, runs)
 """
 
 
@@ -445,18 +453,19 @@ def test_killed_at_any_moment_and_resumed_is_bit_for_bit_the_uninterrupted_run(t
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "CI": "1"},
     )
     assert answer.returncode == 0, answer.stderr
-    kills = int(answer.stdout)
-    assert kills >= 3, "the run was over before it could be killed: give it more updates"
-    whole, killed = (
-        hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
-        for name in ("whole", "killed")
-    )
-    assert whole == killed
-    assert read_card(tmp_path / "whole")["losses"] == read_card(tmp_path / "killed")["losses"]
+    kills, runs = map(int, answer.stdout.split())
+    assert kills >= 5
+
+    def left(name):
+        weights = (tmp_path / name / "model.safetensors").read_bytes()
+        return hashlib.sha256(weights).hexdigest(), read_card(tmp_path / name)["losses"]
+
+    for run in range(runs):
+        assert left(f"killed-{run}") == left("whole")
 
 
 # ---- the halving loop --------------------------------------------------------------------------
