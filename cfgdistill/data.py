@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ CIFAR10_CLASSES = (
 class Data:
     """Labelled examples. `data.batch(indices)` gives x, [b, *d] float32, and labels, [b] int64.
 
-    Images are stored as whole numbers 0 .. levels and given as values in [-1, 1].
+    Images are stored as whole numbers 0 .. levels and given as values in [-1, 1]. Captioned images
+    have a class for every caption. `Latents` are what text-to-image models are trained on.
     """
 
     name: str
@@ -44,6 +46,27 @@ class Data:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def null(self) -> int | Tensor:
+        """The condition that means "no condition": one label more than there are classes."""
+        return self.num_classes
+
+    @property
+    def images(self) -> "Data":
+        """What a judge looks at."""
+        return self
+
+    def decode(self, x: Tensor) -> Tensor:
+        """From what a sampler makes to images in [-1, 1]."""
+        return x.clamp(-1, 1)
+
+    def prompts(self, n: int) -> tuple[Tensor, Tensor]:
+        """n conditions for samples, and the classes they ask for: all in equal parts, or, where
+        there are more classes than n, evenly from first to last."""
+        k = self.num_classes
+        labels = torch.arange(n) % k if n >= k else torch.arange(n) * k // n
+        return labels, labels
 
     def batch(self, indices: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Examples and labels at `indices`; u ~ U[0, 1], [b], mirrors half of them where legal.
@@ -73,10 +96,19 @@ class Data:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over the rows in order: one byte of label, then the stored bytes."""
+        """sha256 over the rows in order, one byte of label, then the stored bytes. Of latents and
+        of captioned images: over all of the conditions or captions, then the stored bytes."""
         rows = self.stored.flatten(1).contiguous().view(torch.uint8)
-        labels = self.labels.to(torch.uint8)[:, None]
-        return hashlib.sha256(torch.cat([labels, rows], 1).numpy().tobytes()).hexdigest()
+        if self.labels.ndim == 1 and self.num_classes <= 256:
+            parts = [torch.cat([self.labels.to(torch.uint8)[:, None], rows], 1)]
+        else:
+            parts = [self.labels.contiguous().view(torch.uint8), rows]
+        digest = hashlib.sha256()
+        if self.num_classes > 256:
+            digest.update("\n".join(self.class_names).encode())
+        for part in parts:
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load_data(name: str, split: str = "train", images: int | None = None) -> Data:
@@ -147,3 +179,96 @@ def _cifar10(split, images):
         levels=255,
         mirror=True,
     )
+
+
+def load_captioned(
+    source: str, split: str = "train", *, size: int = 64, images: int | None = None
+) -> Data:
+    """Captioned images, scaled to size x size on white; `class_names` are the captions.
+
+    emoji        1,716 + 182 Noto emoji with their English names, without skin tones; they come
+                 with the package. "emoji-skin-tones": all 3,456 + 332
+    a folder     with parquet files in the hub's layout, {split}-*.parquet or others
+    owner/name   of a data set on the hub
+    a .txt file  with a caption in every line, and no images: then each example is empty, [0]
+
+    Columns: `image`, and `text` or `caption`. A source without the split "test" keeps every tenth
+    row for it.
+    """
+    one_of("split", split, SPLITS)
+    if source.endswith(".txt"):
+        return _captions_alone(source, split, images)
+    table = _captioned_table(source)
+    if "test" in table:
+        table = table[split]
+    else:
+        every = table["train"]
+        table = every.select(_rows_of(split, len(every)))
+    if source == "emoji":
+        table = table.filter(lambda tone: not tone, input_columns="skin_tone")
+    if images is not None:
+        table = table.select(range(min(images, len(table))))
+    text = next((name for name in ("text", "caption") if name in table.column_names), None)
+    if "image" not in table.column_names or text is None:
+        raise ValueError(
+            f"{source} has the columns {', '.join(table.column_names)}: a captioned data set needs "
+            "`image`, and `text` or `caption`."
+        )
+    pixels = torch.stack([_square(image, size) for image in table["image"]])
+    captions = tuple(table[text])
+    return Data(source, split, pixels, torch.arange(len(captions)), captions, levels=255)
+
+
+def _rows_of(split: str, n: int) -> list[int]:
+    """Every tenth of n rows is "test", the others are "train"."""
+    return [i for i in range(n) if (i % 10 == 9) == (split == "test")]
+
+
+def _captions_alone(source: str, split: str, images: int | None) -> Data:
+    try:
+        lines = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise OSError(f"The captions {source!r} could not be read: name another file.") from error
+    lines = [line for line in lines if line]
+    captions = tuple(lines[i] for i in _rows_of(split, len(lines))[:images])
+    if not captions:
+        raise ValueError(f"{source} has no caption for the split {split!r}: write one per line.")
+    n = len(captions)
+    return Data(source, split, torch.empty(n, 0), torch.arange(n), captions, levels=None)
+
+
+def _captioned_table(source: str):
+    from datasets import load_dataset
+
+    ours = source in ("emoji", "emoji-skin-tones")
+    folder = Path(str(files("cfgdistill_emoji"))) if ours else Path(source)
+    try:
+        if folder.is_dir():
+            found = sorted(folder.rglob("*.parquet"))
+            splits = {
+                split: [str(f) for f in found if f.name.startswith(split)] for split in SPLITS
+            }
+            splits = {split: names for split, names in splits.items() if names}
+            return load_dataset("parquet", data_files=splits or {"train": list(map(str, found))})
+        return load_dataset(source)
+    except Exception as error:  # datasets raises a dozen kinds, down to those of pyarrow
+        raise OSError(
+            f"The captioned images {source!r} could not be had ({type(error).__name__}): name "
+            "'emoji', a folder with parquet files, or a data set of the hub that can be reached."
+        ) from error
+
+
+def _square(image, size: int) -> Tensor:
+    """uint8 [3, size, size]: transparency on white, the middle square, scaled."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode != "RGB":
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
