@@ -86,9 +86,15 @@ def refuse_other(folder: Path, found: dict | None, wanted: dict) -> None:
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
             raise ValueError(
-                f"{folder} holds another run: {key} is {found.get(key)!r} there and "
-                f"{wanted.get(key)!r} here. Choose another folder, or delete this one."
+                f"{folder} holds another run: {key} is {_short(found.get(key))} there and "
+                f"{_short(wanted.get(key))} here. Choose another folder, or delete this one."
             )
+
+
+def _short(value) -> str:
+    """As Python writes it, but not the thousand numbers of a schedule."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

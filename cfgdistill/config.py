@@ -22,11 +22,17 @@ class Recipe:
     samples: int  # per number in the tables
     precision: str  # "mixed": half precision where the device gains from it; "full": float32
     images: int | None = None  # training images read; None: all
+    autoencoder: int = 0  # updates; 0: no latents, the pixels themselves
+    size: int = 64  # side of captioned images
+    vae_channels: tuple[int, ...] = ()  # of the autoencoder; each after the first halves the side
+    text_width: int = 128  # of the text encoder, two layers
+    text_length: int = 18  # tokens of a caption, with the two at its ends
     rate: float = 2e-3  # peak learning rate of the teacher, annealed linearly to 0
     rate_one: float = 1e-3  # of stage one
     rate_two: float = 5e-4  # of each halving
     ema: float = 0.995  # running average of the teacher's and the stage-one student's weights
     drop: float = 0.1  # condition dropout of the teacher
+    t_power: float = 1.0  # the teacher learns at t = u^t_power; 1 is uniform, 0.5 has density 2 t
     w_min: float = 0.0  # students learn w in [w_min, w_max]
     w_max: float = 4.0
     w_power: float = 3.0  # w = w_min + (w_max - w_min) u^w_power; 1 is the paper's uniform w
@@ -37,18 +43,32 @@ class Recipe:
     pretrained: bool = True  # whether every student starts with its teacher's weights
     save_every: int = 200  # updates between two checkpoints
     seed: int = 0
+    # Only for the data set "sd", whose teacher is a Stable Diffusion pipeline:
+    base: str | None = None  # the pipeline: a name on the hub, or a folder
+    source: str = "emoji"  # captions for it, with images or without: see data.load_captioned
+    data_free: int = 0  # steps in which the base paints its own data for the captions; 0: images
+    lora: int = 0  # rank of the changes to its weights that are trained; 0: all weights are
+    checkpointing: bool = False  # backward computes again what forward need not keep
+    eight_bit: bool = False  # Adam's moments in 8 bits, where bitsandbytes and a GPU are present
 
     @property
     def name(self) -> str:
         return f"{self.dataset}-{self.profile}"
 
     def __str__(self) -> str:
+        """All entries on one line; those that few recipes use, only where they do."""
+        plain = {f.name: f.default for f in fields(self) if f.name in SPECIAL}
         return f"{self.name}: " + ", ".join(
             f"{key} {value}"
             for key, value in asdict(self).items()
-            if key not in ("dataset", "profile")
+            if key not in ("dataset", "profile") and (key not in plain or value != plain[key])
         )
 
+
+SPECIAL = (
+    *("autoencoder", "size", "vae_channels", "text_width", "text_length", "t_power"),
+    *("base", "source", "data_free", "lora", "checkpointing", "eight_bit"),
+)
 
 # fmt: off
 # The comments: minutes to train everything, and the Frechet distance at w = 0 of the teacher at 32
@@ -63,12 +83,24 @@ RECIPES = (
     Recipe("cifar10", "laptop", (32, 64, 64),         1,     64,   1000, 3000,   1000,     300,    16,   300,    "mixed", None),  # not run to its end; 1.7 h from 0.66, 1.19, 1.07 s an update of the stages, 2 cores
     Recipe("cifar10", "colab",  (96, 192, 192),       2,     128,  4000, 30000,  6000,     1200,   64,   10000,  "mixed", None),  # not run yet; 3 h estimated, see below
     Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  "mixed", None),  # not run yet
+    # Latents of captioned images.
+    Recipe("emoji",   "smoke",  (16, 32),             1,     16,   10,   10,     6,        3,      8,    8,      "mixed", 60,    autoencoder=10, size=32, vae_channels=(8, 16), text_width=32, w_max=6.0),
+    Recipe("emoji",   "laptop", (64, 96, 160),        1,     64,   1500, 3000,   300,      80,     16,   200,    "mixed", None,  autoencoder=900, vae_channels=(24, 48, 64), w_max=6.0, t_power=0.4, rate=5e-4, rate_one=5e-4, rate_two=3e-4),
+    # Stable Diffusion; channels, layers and classifier mean nothing here, size is the base's own. get_recipe("sd", "colab", base="...", source="...").
+    Recipe("sd",      "smoke",  (),                   0,     2,    0,    3,      3,        2,      4,    4,      "full",  8,     size=16,  lora=4,  checkpointing=True, w_max=8.0, rate=1e-3),  # random weights, see stable_diffusion.tiny_pipeline; noise
+    Recipe("sd",      "colab",  (),                   0,     4,    0,    2000,   2500,     300,    16,   200,    "mixed", 1000,  size=512, lora=64, checkpointing=True, eight_bit=True, w_min=2.0, w_max=14.0, w_power=1.0, rate=1e-4, rate_one=1e-4, rate_two=5e-5),  # not run yet; 3 h estimated, see below
 )
 # fmt: on
 # cifar10 at colab, on paper: one image through the U-Net (12.9 M parameters) is 6.3 GFLOP. An update
 # of the teacher is 3 such passes per image (forward, and backward at twice its cost), one of either
 # stage is 5 (two more forwards, of the teacher). 30,000 + 6,000 + 15,600 updates of 128 images make
 # 72 + 24 + 63 PFLOP: 3 hours at 15 TFLOP/s, a quarter of a T4's peak in fp16. Not measured on a T4.
+
+# sd at colab, on paper: an image of 512 x 512 through the U-Net of Stable Diffusion 1.5 (860 M
+# parameters) is 0.8 TFLOP. A forward, its repetition, a backward at the price of one more (frozen
+# weights need no gradients) and the changes' own part are at most 4 such passes per image and
+# update; 2 more are the teacher's in either stage. (2,000 * 4 + 5,800 * 6) * 4 * 0.8 are 137 PFLOP: 2.5
+# hours at 15 TFLOP/s; encoding 1,000 images and saving come on top. Not measured on a T4.
 
 PROFILES = tuple(dict.fromkeys(recipe.profile for recipe in RECIPES))
 
@@ -79,8 +111,8 @@ def get_recipe(dataset: str, profile: str, **changes) -> Recipe:
     one_of("profile", profile, PROFILES)
     for key in changes:
         one_of("recipe entry", key, [field.name for field in fields(Recipe)])
-    row = next(r for r in RECIPES if (r.dataset, r.profile) == (dataset, profile))
-    return replace(row, **changes)
+    rows = {recipe.profile: recipe for recipe in RECIPES if recipe.dataset == dataset}
+    return replace(rows[one_of(f"{dataset} profile", profile, rows)], **changes)
 
 
 def one_of(kind: str, name: str, names: Iterable[str]) -> str:

@@ -84,7 +84,7 @@ class Denoiser(nn.Module):
         """What is needed, beside the weights, to build this denoiser again (JSON)."""
         return {
             "net": self.net.config,
-            "schedule": type(self.schedule).__name__,
+            "schedule": self.schedule.describe(),
             "prediction_type": self.prediction_type,
             "steps": self.steps,
             "sampler": self.sampler,

@@ -5,9 +5,10 @@ distance is called FID only with the Inception network of 2015; that is `publish
 net it is never called that.
 """
 
+import copy
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +32,12 @@ class Classifier(nn.Module):
     """
 
     num_features = 64  # torchmetrics asks for it
+    kind, score = "classifier", "class_accuracy"
 
     def __init__(self, channels: int, size: int, num_classes: int):
         super().__init__()
         self.config = {"channels": channels, "size": size, "num_classes": num_classes}
-        body: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1)]
-        width = 32
-        while size > 4:
-            body += [*_block(width, 64, stride=1), *_block(64, 64, stride=2)]
-            width, size = 64, size // 2
-        body += [*_block(width, 64, stride=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        self.net = nn.Sequential(nn.Sequential(*body), nn.Linear(64, num_classes))
+        self.net = nn.Sequential(_features(channels, size, 64), nn.Linear(64, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[0](x)
@@ -51,6 +47,66 @@ class Classifier(nn.Module):
 
     def describe(self) -> dict:
         return {"classifier": self.config}
+
+
+class Matcher(nn.Module):
+    """Which caption belongs to an image? The judge of text-to-image models, in place of CLIP.
+
+    Image features [b, 128], and a word vector for every token, whose mean over a caption must point
+    where the features of its image do. `logits` are scaled cosines with all captions of one set, so
+    that a caption is a class. The share of samples whose own caption comes first is the retrieval
+    score. It is not CLIP's, and only compares rows of one table.
+    """
+
+    num_features = 128
+    kind, score = "text-image matcher", "retrieval_score"
+
+    def __init__(self, channels: int, size: int, tokens: Tensor, vocabulary: int):
+        super().__init__()
+        self.config = {"channels": channels, "size": size, "vocabulary": vocabulary}
+        image = nn.Sequential(  # 32 pixels are enough, and an autoencoder's blur matters less
+            nn.AdaptiveAvgPool2d(min(size, 32)),
+            *_features(channels, min(size, 32), 64, self.num_features),
+        )
+        self.net = _TwoTowers(image, nn.EmbeddingBag(vocabulary, self.num_features))
+        self.tokens = tokens  # [n, l]: the captions of the set
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net.image(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.net(x, self.tokens.to(x.device))
+
+    def for_captions(self, tokens: Tensor) -> "Matcher":
+        """The same networks with other captions [n, l] to choose from."""
+        other = copy.copy(self)
+        other.tokens = tokens
+        return other
+
+    def describe(self) -> dict:
+        return {"matcher": self.config}
+
+
+class _TwoTowers(nn.Module):
+    def __init__(self, image: nn.Module, text: nn.Module):
+        super().__init__()
+        self.image, self.text = image, text
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Scaled cosines, [b, n], of images [b, c, h, h] and captions [n, l]."""
+        normalize = nn.functional.normalize
+        return 20 * normalize(self.image(x)) @ normalize(self.text(tokens)).T
+
+
+def _features(channels: int, size: int, width: int, features: int = 64) -> nn.Sequential:
+    """Images to `features` pooled numbers, [b, features]."""
+    body: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1)]
+    inner = 32
+    while size > 4:
+        body += [*_block(inner, width, stride=1), *_block(width, width, stride=2)]
+        inner, size = width, size // 2
+    body += [*_block(inner, features, stride=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*body)
 
 
 def _block(inner: int, outer: int, stride: int) -> list[nn.Module]:
@@ -150,7 +206,8 @@ class Judge:
     inception_score    exp E KL(p(y|x) || p(y)) of the net's own classes (Salimans et al. 2016)
     precision, recall  share of samples inside the reference's manifold, and the other way round
                        (Kynkaanniemi et al. 2019, k = 3)
-    class_accuracy     share of samples that the net says are of their class
+    class_accuracy     share of samples that the net says are of their class; for captioned images
+                       it is called retrieval_score (see `Matcher`)
 
     The last four of these need single features: they look at the first `most` samples, so that
     memory does not grow with their number. Any module will do that gives features
@@ -162,7 +219,7 @@ class Judge:
         self, classifier: nn.Module, reference: Data, batch: int = 1000, most: int = 10_000
     ):
         self.classifier, self.batch, self.most = classifier.eval(), batch, most
-        self.name = f"{reference.name} classifier, {classifier.num_features} features"
+        self.name = f"{reference.name} {classifier.kind}, {classifier.num_features} features"
         self.reference = f"{reference.name} {reference.split}, {len(reference)} images"
         self.device = next(classifier.parameters()).device
         given = _Given(classifier.num_features)  # one pass of the net serves all of them
@@ -215,7 +272,7 @@ class Judge:
                 "inception_score": self.inception.compute()[0].item(),
                 "precision": precision,
                 "recall": recall,
-                "class_accuracy": self.accuracy.compute().item(),
+                self.classifier.score: self.accuracy.compute().item(),
             }
 
     def __call__(self, x: Tensor, labels: Tensor) -> dict[str, float]:
@@ -236,8 +293,10 @@ def samples(
     batch: int = 125,
     sampler=ddim,
     share: slice = EVERY,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """One sample for each label, batch by batch: [b, *shape] in [-1, 1].
+    """One sample for each label or other condition, batch by batch: [b, *shape] in [-1, 1], or
+    what `decode` makes of latents.
 
     The same seed gives every model the same noise; what a sampler adds on the way comes from a
     generator of its own. With a `share`, only those of each batch are sampled.
@@ -248,7 +307,7 @@ def samples(
     for cond in labels.split(batch):
         z = torch.randn(len(cond), *shape, generator=noise)[share].to(device)
         x = last(sampler(denoiser, z, steps, cond[share].to(device), w, **added))
-        yield x.cpu().clamp(-1, 1)
+        yield x.cpu().clamp(-1, 1) if decode is None else decode(x).cpu()
 
 
 def generate(denoiser, shape: tuple[int, ...], labels: Tensor, **how) -> Tensor:
@@ -276,26 +335,25 @@ def evaluate(
     Samples are judged batch by batch and forgotten; several processes share every batch. With a
     `teacher` the row also has distance_to_teacher: the root mean square, over pixels in [-1, 1], of
     what lies between a sample and the teacher's own, by DDIM in teacher_steps from the same noise
-    and at the same w.
+    and at the same w. It may also be given as those samples, [n, *d], made by `generate`.
     """
-    labels, share = torch.arange(n) % data.num_classes, share_of_this_process()
-    how = {"w": w, "seed": seed, "batch": batch, "share": share}
-    mine = samples(denoiser, data.shape, labels, steps=steps, sampler=sampler, **how)
-    truth = (
-        None
-        if teacher is None
-        else samples(teacher, data.shape, labels, steps=teacher_steps, **how)
-    )
+    (conds, labels), share = data.prompts(n), share_of_this_process()
+    how = {"w": w, "seed": seed, "batch": batch, "share": share, "decode": data.decode}
+    mine = samples(denoiser, data.shape, conds, steps=steps, sampler=sampler, **how)
+    if isinstance(teacher, Tensor):
+        truth = (part[share] for part in teacher.split(batch))
+    elif teacher is not None:
+        truth = samples(teacher, data.shape, conds, steps=teacher_steps, **how)
     distance, seconds = MeanSquaredError(squared=False).to(judge.device), 0.0
     judge.reset()
-    for cond in labels.split(batch):
+    for own in labels.split(batch):
         denoiser.nfe = 0
         started = time.perf_counter()
         x = next(mine)
         seconds += time.perf_counter() - started
         nfe = denoiser.nfe
-        judge.update(x, cond[share])
-        if truth is not None:
+        judge.update(x, own[share])
+        if teacher is not None:
             distance.update(x.to(judge.device), next(truth).to(judge.device))
     row = {
         "model": model,
@@ -306,9 +364,9 @@ def evaluate(
         **{key: round(value, 4) for key, value in judge.compute().items()},
         "ms_per_image": round(1000 * seconds / n, 3),
     }
-    return (
-        row if truth is None else row | {"distance_to_teacher": round(distance.compute().item(), 4)}
-    )
+    if teacher is not None:
+        row["distance_to_teacher"] = round(distance.compute().item(), 4)
+    return row
 
 
 FID_SAMPLES = 50_000
@@ -355,3 +413,49 @@ def published_fid(batches: Iterable[Tensor], reference: Data) -> float:
     for rows in torch.arange(len(reference)).split(250):
         update(reference.batch(rows)[0], True)
     return frechet.compute().item()
+
+
+def clip_score(
+    images: Tensor,
+    captions: Sequence[str],
+    model: str = "openai/clip-vit-base-patch16",
+    batch: int = 64,
+) -> float:
+    """CLIP score (Hessel et al. 2021): 100 times the mean cosine of image and caption, at least 0.
+
+    images [n, 3, h, h] in [-1, 1]; `model` is a CLIP on the hub or in a folder, and a score means
+    nothing without its name. Raises OSError where it cannot be had; the retrieval score of
+    `Matcher` is another thing and never takes its place.
+    """
+    from torchmetrics.multimodal.clip_score import CLIPScore
+    from transformers import CLIPModel, CLIPProcessor
+
+    if len(images) != len(captions):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images: pass one for each.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parts = CLIPModel.from_pretrained(model), CLIPProcessor.from_pretrained(model)
+    except Exception as error:  # of the hub, http and transformers, each with kinds of its own
+        raise OSError(
+            f"The CLIP model {model!r} could not be had ({type(error).__name__}): connect to the "
+            "network once, or name a folder that holds it. No other number is a CLIP score."
+        ) from error
+    clip, processor = parts
+    for name in ("get_image_features", "get_text_features"):
+        setattr(clip, name, _features_alone(getattr(clip, name)))
+    score = CLIPScore(lambda: (clip, processor)).to("cuda" if torch.cuda.is_available() else "cpu")
+    for rows in torch.arange(len(images)).split(batch):
+        x = ((images[rows] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        score.update(x.to(score.device), [captions[i] for i in rows])
+    return score.compute().item()
+
+
+def _features_alone(method: Callable) -> Callable[..., Tensor]:
+    """transformers 5 gives the features among other things; torchmetrics 1.9 wants them alone."""
+
+    def features(*given):
+        found = method(*given)
+        return found if isinstance(found, Tensor) else found.pooler_output
+
+    return features

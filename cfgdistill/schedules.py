@@ -62,6 +62,10 @@ class Schedule(ABC):
         alpha, sigma = self.alpha_sigma(t)
         return expand(alpha, x) * x + expand(sigma, x) * eps
 
+    def describe(self) -> str | dict:
+        """What is needed to build this schedule again (JSON): its name, or its table."""
+        return type(self).__name__
+
 
 class CosineSchedule(Schedule):
     """alpha_t = cos(pi t / 2), sigma_t = sin(pi t / 2): the angle is linear in time."""
@@ -84,8 +88,9 @@ class DiscreteSchedule(Schedule):
     def __init__(self, alphas_cumprod: Float[Tensor, " T"]):
         if alphas_cumprod.min() < 0 or alphas_cumprod.max() > 1:
             raise ValueError("alphas_cumprod must lie in [0, 1]: pass the products, not the betas.")
-        table = alphas_cumprod.double()
-        self.angles = torch.cat([table.new_zeros(1), torch.acos(table.sqrt())])
+        self.alphas_cumprod = alphas_cumprod.double()
+        angles = torch.acos(self.alphas_cumprod.sqrt())
+        self.angles = torch.cat([angles.new_zeros(1), angles])
 
     def angle(self, t: PerExample) -> PerExample:
         angles = self.angles.to(t)
@@ -96,3 +101,22 @@ class DiscreteSchedule(Schedule):
     def alpha_sigma(self, t: PerExample) -> tuple[PerExample, PerExample]:
         phi = self.angle(t)
         return torch.sin(math.pi / 2 - phi), torch.sin(phi)
+
+    def describe(self) -> dict:
+        return {"alphas_cumprod": self.alphas_cumprod.tolist()}
+
+    def zero_terminal_snr(self) -> "DiscreteSchedule":
+        """alpha shifted until alpha_1 = 0, and scaled so that its first entry stays as it is.
+
+        Lin et al. 2024 (arXiv 2305.08891), algorithm 1. Stable Diffusion's own table ends at
+        alpha_1 = 0.068: there z_1 still shows the mean of the image, which a sampler that starts
+        from pure noise does not know.
+        """
+        alpha = self.alphas_cumprod.sqrt()
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        return DiscreteSchedule(alpha.square())
+
+    def resampled(self, entries: int) -> "DiscreteSchedule":
+        """The same angles as a table of another number of entries."""
+        t = torch.arange(1, entries + 1, dtype=torch.float64) / entries
+        return DiscreteSchedule(self.alpha_sigma(t)[0].square())

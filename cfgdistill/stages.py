@@ -5,6 +5,8 @@ stage-two/steps-N; stage-two-stochastic, encoder and two-students likewise. A mo
 sha256 of the teacher it was made from, so models of different runs are never mixed.
 """
 
+import copy
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -12,10 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+import cfgdistill.stable_diffusion as stable_diffusion
 from cfgdistill.checkpoints import fingerprint, read_card, write_text
 from cfgdistill.config import Recipe, get_recipe, one_of
-from cfgdistill.data import Data
+from cfgdistill.data import Data, load_captioned, load_data
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.distillation import (
     WEIGHTINGS,
@@ -24,8 +28,15 @@ from cfgdistill.distillation import (
     snr_plus_one,
     truncated_snr,
 )
+from cfgdistill.encoders import (
+    Autoencoder,
+    Latents,
+    VAEEncoder,
+    autoencoder_loss,
+    build_text_encoder,
+)
 from cfgdistill.guidance import GuidedDenoiser
-from cfgdistill.metrics import Classifier, Judge, classification_loss, evaluate
+from cfgdistill.metrics import Classifier, Judge, Matcher, classification_loss, evaluate
 from cfgdistill.sampling import ddim
 from cfgdistill.training import (
     distill_progressively,
@@ -34,7 +45,7 @@ from cfgdistill.training import (
     teacher_loss,
     train,
 )
-from cfgdistill.unets import add_w_conditioning, build_unet
+from cfgdistill.unets import add_w_conditioning, build_text_unet, build_unet
 
 
 def home(recipe: Recipe, out: str | Path) -> Path:
@@ -43,7 +54,7 @@ def home(recipe: Recipe, out: str | Path) -> Path:
 
 
 # What a stage depends on beyond its row of the table of recipes.
-TEACHER = ("prediction_type",)
+TEACHER = ("prediction_type", "t_power", "lora")
 STAGE_ONE = (*TEACHER, "w_min", "w_max", "w_power", "balanced", "weighting", "pretrained")
 TWO_STUDENTS = (*TEACHER, "weighting", "pretrained")
 # The weighting of the teacher's loss, under which an error of its network counts everywhere, but
@@ -64,22 +75,79 @@ def stage_folder(recipe: Recipe, out: str | Path, stage: str, depends: tuple[str
     return home(recipe, out) / "".join([stage, *names])
 
 
-def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier:
-    """The feature net of the metrics."""
+def load_recipe_data(recipe: Recipe, out: str | Path, split: str = "train") -> Data:
+    """What a recipe is trained on: labelled images, or latents of captioned images with tokens.
+
+    For the latter, the autoencoder is found, resumed or trained here, and the latents are kept. For
+    Stable Diffusion both come from the pipeline, and captions are embeddings, which are kept too.
+    """
+    if recipe.dataset == "sd":
+        return stable_diffusion.load_latents(recipe, home(recipe, out), split)
+    if recipe.autoencoder == 0:
+        return load_data(recipe.dataset, split, recipe.images)
+    train_split = load_captioned(recipe.dataset, size=recipe.size, images=recipe.images)
+    vae = train_autoencoder(recipe, train_split, out)
+    text = build_text_encoder(
+        train_split.class_names,
+        width=recipe.text_width,
+        length=recipe.text_length,
+        seed=recipe.seed,
+    )
+    images = train_split
+    if split != "train":
+        images = load_captioned(recipe.dataset, split, size=recipe.size, images=recipe.images)
+    return Latents.of(images, vae, text, home(recipe, out))
+
+
+def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncoder:
+    """The small KL autoencoder of a latent recipe, with the scale and shift of these images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        classifier = Classifier(data.shape[0], data.shape[-1], data.num_classes)
+        model = Autoencoder(recipe.vae_channels)
+    _finish(
+        train(
+            model,
+            autoencoder_loss,
+            images,
+            name="autoencoder",
+            updates=recipe.autoencoder,
+            batch=recipe.batch // 2,
+            rate=1e-3,
+            ema=recipe.ema,
+            folder=home(recipe, out) / "autoencoder",
+            about={"data": images.hash},
+            **_common(recipe),
+        )
+    )
+    rows = torch.arange(len(images)).split(64)
+    return VAEEncoder.measured(model.net.vae, (images.batch(part)[0] for part in rows))
+
+
+def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier | Matcher:
+    """The feature net of the metrics; for captioned images, the matcher of images and captions."""
+    if isinstance(data, Latents) and data.text is None:
+        raise ValueError(
+            f"There is no judge for {recipe.dataset}: use metrics.clip_score, or look at samples."
+        )
+    images = data.images
+    channels, size = images.shape[0], images.shape[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if isinstance(data, Latents):
+            classifier = Matcher(channels, size, data.labels, data.text.model.config.vocab_size)
+        else:
+            classifier = Classifier(channels, size, data.num_classes)
     _finish(
         train(
             classifier,
             classification_loss,
-            data,
+            images,
             name="classifier",
             updates=recipe.classifier,
             batch=recipe.batch,
             rate=2e-3,
             folder=home(recipe, out) / "classifier",
-            about={"data": data.hash},
+            about={"data": images.hash},
             **_common(recipe),
         )
     )
@@ -87,14 +155,26 @@ def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier:
 
 
 def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
-    """The classifier-free-guided teacher's network, conditional and unconditional in one."""
-    teacher = build_unet(
-        recipe, channels=data.shape[0], size=data.shape[-1], num_classes=data.num_classes
-    )
+    """The classifier-free-guided teacher's network, conditional and unconditional in one.
+
+    For Stable Diffusion: the pipeline's own, fine-tuned to say v on a schedule that ends in noise.
+    """
+    shape = {"channels": data.shape[0], "size": data.shape[-1]}
+    if recipe.dataset == "sd":
+        teacher = stable_diffusion.v_teacher(recipe)
+    elif isinstance(data, Latents):
+        teacher = build_text_unet(recipe, **shape, text=copy.deepcopy(data.text.model))
+    else:
+        teacher = build_unet(recipe, **shape, num_classes=data.num_classes)
+    about = {"data": data.hash, "net": teacher.describe(), "drop": recipe.drop}
+    about["t_power"] = recipe.t_power
+    if recipe.dataset == "sd":  # the base is known by its weights, under whatever name
+        about["net"]["net"].pop("base", None)
+        about["from"] = fingerprint(teacher)
     _finish(
         train(
             teacher,
-            teacher_loss(data.num_classes, recipe.drop, BOUNDED[recipe.prediction_type]),
+            teacher_loss(data.null, recipe.drop, BOUNDED[recipe.prediction_type], recipe.t_power),
             data,
             name="teacher",
             updates=recipe.teacher,
@@ -102,7 +182,7 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
             rate=recipe.rate,
             ema=recipe.ema,
             folder=stage_folder(recipe, out, "teacher", TEACHER),
-            about={"data": data.hash, "net": teacher.describe(), "drop": recipe.drop},
+            about=about,
             **_common(recipe),
         )
     )
@@ -120,7 +200,7 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
         train(
             student,
             stage_one_loss(
-                GuidedDenoiser(teacher, data.num_classes),
+                GuidedDenoiser(teacher, data.null),
                 w_range,
                 w_power=recipe.w_power,
                 balanced=recipe.balanced,
@@ -199,7 +279,7 @@ def train_two_students(recipe: Recipe, data: Data, out: str | Path) -> Iterator[
         },
         **_common(recipe),
     ):
-        yield GuidedDenoiser(student, data.num_classes)
+        yield GuidedDenoiser(student, data.null)
 
 
 def _common(recipe: Recipe) -> dict:
@@ -208,6 +288,7 @@ def _common(recipe: Recipe) -> dict:
         "seed": recipe.seed,
         "save_every": recipe.save_every,
         "precision": recipe.precision,
+        "eight_bit": recipe.eight_bit,
         "notes": {"recipe": asdict(recipe)},
     }
 
@@ -223,7 +304,7 @@ def _weighting(recipe: Recipe) -> Weighting:
 
 def make_judge(recipe: Recipe, data: Data, out: str | Path) -> Judge:
     """The feature net of this recipe with the statistics of the training split."""
-    return Judge(train_classifier(recipe, data, out), data)
+    return Judge(train_classifier(recipe, data, out), data.images)
 
 
 def evaluate_rows(
@@ -237,11 +318,13 @@ def evaluate_rows(
     steps: Iterable[int],
     weights: Iterable[float],
     sampler=ddim,
+    truth: dict[float, Tensor] | None = None,
 ) -> list[dict]:
     """Rows of the results table for each number of steps and each w: see `metrics.evaluate`.
 
-    Rows are kept in evaluations.json under the fingerprints of both networks, and found again
-    there: a table that several notebooks share is computed once.
+    With `truth`, the teacher's own samples at each w, rows have their distance to them. Rows are
+    kept in evaluations.json under the fingerprints of both networks, and found again there: a table
+    that several notebooks share is computed once.
     """
     file = home(recipe, out) / "evaluations.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
@@ -249,6 +332,8 @@ def evaluate_rows(
     rows = []
     for n, w in itertools.product(steps, weights):
         about = [data.hash[:16], model, sampler.__name__, n, w, recipe.samples, recipe.seed]
+        if truth is not None:
+            about.append(hashlib.sha256(truth[w].numpy().tobytes()).hexdigest()[:16])
         key = "/".join([*networks, *map(str, about)])
         if key not in kept:
             kept[key] = evaluate(
@@ -261,6 +346,7 @@ def evaluate_rows(
                 n=recipe.samples,
                 seed=recipe.seed,
                 sampler=sampler,
+                teacher=None if truth is None else truth[w],
             )
             write_text(file, json.dumps(kept, indent=1))
         rows.append(kept[key])
@@ -273,7 +359,7 @@ def training_minutes(recipe: Recipe, out: str | Path) -> dict[str, float]:
     Encoders, stochastic students and the models of comparisons are not counted.
     """
     folder = home(recipe, out)
-    stages = ("classifier", "teacher", "stage-one", FOLDERS["ddim"])
+    stages = ("autoencoder", "classifier", "teacher", "stage-one", FOLDERS["ddim"])
     cards = sorted(card for stage in stages for card in (folder / stage).glob("**/card.json"))
     return {
         str(card.parent.relative_to(folder)): read_card(card.parent)["minutes"] for card in cards

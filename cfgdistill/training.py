@@ -6,6 +6,7 @@ together draw what one would have drawn.
 """
 
 import hashlib
+import importlib.util
 import math
 import os
 import signal
@@ -85,11 +86,17 @@ def random_at(*where, device: str | torch.device = "cpu") -> torch.Generator:
 JUMPS = {"ddim": 1, "stochastic": 2, "ddim_encode": -1}
 
 
-def teacher_loss(null: int | Tensor, drop: float, weighting: Weighting = snr_plus_one) -> Loss:
-    """The diffusion loss, with the condition replaced by null with probability `drop`."""
+def teacher_loss(
+    null: int | Tensor, drop: float, weighting: Weighting = snr_plus_one, t_power: float = 1.0
+) -> Loss:
+    """The diffusion loss, with the condition replaced by null with probability `drop`.
+
+    t = u^t_power with u ~ U[0, 1]: at 1 uniform, at 1/2 with density 2 t. The condition decides
+    at the noisy end, so a smaller power makes the network listen sooner, at some cost in detail.
+    """
 
     def loss(denoiser, x, cond, draw):
-        cond, t = drop_condition(cond, null, drop, draw.uniform()), draw.uniform()
+        cond, t = drop_condition(cond, null, drop, draw.uniform()), draw.uniform() ** t_power
         eps = draw.normal(x.shape[1:])
         return diffusion_loss(denoiser, x, cond, t, eps=eps, weighting=weighting)
 
@@ -173,10 +180,12 @@ def train(
     notes: dict | None = None,
     save_every: int = 200,
     precision: str = "full",
+    eight_bit: bool = False,
     accelerator=None,
 ) -> Iterator[Update]:
     """Train `model` in place (its `model.net` holds the parameters); yields after every update.
 
+    Parameters that need no gradient stay as they are.
     The learning rate rises over the first 50 updates to `rate` and falls linearly to 0; parameters
     whose name contains a key of `faster` learn that many times faster. With `ema`
     > 0 the model ends with the running average of its weights. `data.batch(indices, u)` gives x and
@@ -186,7 +195,8 @@ def train(
     unfinished one is resumed. `about` (JSON) is stored with the weights, and a folder that holds
     something else is refused with a ValueError; `notes` (JSON) are stored and not compared. Closing
     the generator, or Ctrl-C, saves first. With precision "mixed" the networks compute in
-    `mixed_precision()`; schedules, z, targets and losses stay in float32.
+    `mixed_precision()`; schedules, z, targets and losses stay in float32. `eight_bit` keeps Adam's
+    moments in 8 bits where bitsandbytes is installed and there is a GPU.
     A loss that is not finite raises FloatingPointError and leaves the last checkpoint untouched.
     """
     from diffusers.training_utils import EMAModel
@@ -219,16 +229,16 @@ def train(
     share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
 
     groups: dict[float, list] = {}
-    for key, parameter in model.net.named_parameters():
+    trained = {key: p for key, p in model.net.named_parameters() if p.requires_grad}
+    for key, parameter in trained.items():
         factor = math.prod(value for part, value in faster.items() if part in key)
         groups.setdefault(factor, []).append(parameter)
-    optimizer = torch.optim.AdamW(
+    optimizer = _adam(
         [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
-        lr=rate,
-        weight_decay=0.0,
-        fused=True,
+        rate,
+        eight_bit,
     )
-    average = EMAModel(model.net.parameters(), decay=ema, foreach=True) if ema else None
+    average = EMAModel(trained.values(), decay=ema, foreach=True) if ema else None
     run = _Run(model.net, optimizer, average, accelerator, folder, about)
     run.restore()
     model.net, optimizer = accelerator.prepare(model.net, optimizer)
@@ -262,7 +272,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
                 if average is not None:
-                    average.step(run.net.parameters())
+                    average.step(trained.values())
                 run.seconds += time.perf_counter() - started
                 run.losses.append(mean)
                 bar.update()
@@ -281,7 +291,7 @@ def train(
         model.net = accelerator.unwrap_model(model.net, keep_fp32_wrapper=False)
         model.eval()
     if average is not None:
-        average.copy_to(model.net.parameters())
+        average.copy_to(trained.values())
     if folder is not None and accelerator.is_main_process:
         run.finish(model, notes or {})
     accelerator.wait_for_everyone()
@@ -318,6 +328,7 @@ def distill_progressively(
     notes: dict | None = None,
     save_every: int = 200,
     precision: str = "full",
+    eight_bit: bool = False,
     accelerator=None,
 ) -> Iterator[Denoiser]:
     """Stage two, the halving loop: yields the finished students of start, start/2, ..., 1 steps.
@@ -358,6 +369,7 @@ def distill_progressively(
             notes=notes,
             save_every=save_every,
             precision=precision,
+            eight_bit=eight_bit,
             accelerator=accelerator,
         ):
             pass
@@ -383,6 +395,15 @@ def mixed_precision() -> str:
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
 
 
+def _adam(groups: list[dict], rate: float, eight_bit: bool) -> torch.optim.Optimizer:
+    """Adam without weight decay; its moments in 8 bits where that is asked for and possible."""
+    if eight_bit and torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes"):
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, lr=rate, weight_decay=0.0)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True)
+
+
 def _accelerator(precision: str):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -405,6 +426,10 @@ class _Run:
         return len(self.losses)
 
     @property
+    def kind(self) -> str:
+        return type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+
+    @property
     def file(self) -> Path:
         return self.folder / "training.safetensors"
 
@@ -417,14 +442,18 @@ class _Run:
         if self.folder is None or not self.accelerator.is_main_process:
             return
         tensors = {f"net.{key}": value for key, value in self.net.state_dict().items()}
+        numbers = {}  # 8-bit Adam counts its steps in Python
         for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
+            for key, value in state.items():
+                kept = tensors if isinstance(value, Tensor) else numbers
+                kept[f"optimizer.{i}.{key}"] = value
         if self.average is not None:
             tensors |= {f"ema.{i}": p for i, p in enumerate(self.average.shadow_params)}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         scaler = self.accelerator.scaler
         scaler_state = {} if scaler is None else scaler.state_dict()
         state = {"about": self.about, "seconds": self.seconds, "scaler": scaler_state}
+        state |= {"optimizer": self.kind, "numbers": numbers}
         write_tensors(self.file, tensors, state)
 
     def restore(self) -> None:
@@ -432,13 +461,18 @@ class _Run:
             return
         tensors, state = read_tensors(self.file)
         refuse_other(self.folder, state.get("about"), self.about)
+        # The finished model may be used anywhere; the moments of Adam only fit their own kind.
+        refuse_other(
+            self.file, {"optimizer": state.get("optimizer", "AdamW")}, {"optimizer": self.kind}
+        )
 
         def part(prefix):
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.net.load_state_dict(part("net."))
         optimizer_state: dict[int, dict] = {}
-        for key, value in part("optimizer.").items():
+        numbers = {key.removeprefix("optimizer."): v for key, v in state.get("numbers", {}).items()}
+        for key, value in (part("optimizer.") | numbers).items():
             i, entry = key.split(".", 1)
             optimizer_state.setdefault(int(i), {})[entry] = value
         groups = self.optimizer.state_dict()["param_groups"]

@@ -1,35 +1,50 @@
 """diffusers' U-Net behind our call, and the ways to get one: new, with a w input, from a folder."""
 
+import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cfgdistill.checkpoints import load_weights, read_card
+from cfgdistill.checkpoints import fingerprint, load_weights, read_card
 from cfgdistill.config import Recipe, one_of
 from cfgdistill.denoiser import Denoiser
+from cfgdistill.encoders import build_text_model, text_config
 from cfgdistill.guidance import embed_w
-from cfgdistill.schedules import CosineSchedule, Example, PerExample
+from cfgdistill.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
 from cfgdistill.toy import MLP
 
 TIMESTEPS = 1024  # a power of two, so that i/N is a whole number of them for every N of stage two
 W_FEATURES = 64
 
 
-class ClassUNet(nn.Module):
-    """A class-conditional `UNet2DConditionModel` as net(z, t, cond, w)."""
+class _UNet(nn.Module):
+    """A `UNet2DConditionModel` with fractional times and a guidance weight in the paper's sense.
 
-    def __init__(self, unet):
+    timesteps: how many of diffusers' time steps t = 0 .. 1 spans; 1000 for Stable Diffusion's own
+    """
+
+    def __init__(self, unet, timesteps: int = TIMESTEPS):
         super().__init__()
-        self.unet = unet
+        self.unet, self.timesteps = unet, timesteps
 
     @property
     def config(self) -> dict:
         config = {k: v for k, v in self.unet.config.items() if not k.startswith("_")}
-        return {"net": "ClassUNet", **config}
+        if self.timesteps != TIMESTEPS:  # said where it differs, so that older cards still hold
+            config["timesteps"] = self.timesteps
+        return {"net": type(self).__name__, **config}
 
-    def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
-        """z [b, c, h, h], t [b], labels cond [b], w [b] (None for a network without a w input)."""
+    def with_unet(self, unet) -> "_UNet":
+        """The same network around another U-Net."""
+        return type(self)(unet, self.timesteps)
+
+    def stock(self):
+        """The U-Net as stock diffusers knows it."""
+        return self.unet
+
+    def _ask(self, z: Example, t: PerExample, w: PerExample | None, **condition) -> Example:
         config = self.unet.config
         if list(z.shape[1:]) != [config.in_channels, config.sample_size, config.sample_size]:
             raise ValueError(
@@ -46,11 +61,149 @@ class ClassUNet(nn.Module):
         return self.unet(
             z,
             # Entry k of a diffusers schedule is t = (k + 1) / T.
-            TIMESTEPS * t - 1,
-            encoder_hidden_states=None,
-            class_labels=cond,
+            self.timesteps * t - 1,
             timestep_cond=None if w is None else embed_w(w, config.time_cond_proj_dim),
+            **condition,
         ).sample
+
+
+class ClassUNet(_UNet):
+    """A class-conditional U-Net as net(z, t, cond, w)."""
+
+    def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
+        """z [b, c, h, h], t [b], labels cond [b], w [b] (None for a network without a w input)."""
+        return self._ask(z, t, w, encoder_hidden_states=None, class_labels=cond)
+
+
+class TextUNet(_UNet):
+    """A text-conditional U-Net as net(z, t, cond, w).
+
+    text: a CLIP text model that is trained with it; None where captions come as embeddings only.
+    """
+
+    def __init__(self, unet, text=None, timesteps: int = TIMESTEPS):
+        super().__init__(unet, timesteps)
+        self.text = text
+
+    @property
+    def config(self) -> dict:
+        return {**super().config, "text": None if self.text is None else text_config(self.text)}
+
+    def with_unet(self, unet) -> "TextUNet":
+        # The students' text model is the teacher's, and stays.
+        text = copy.deepcopy(self.text)
+        text = None if text is None else text.requires_grad_(False)
+        return TextUNet(unet, text, self.timesteps)
+
+    def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
+        """z [b, c, h, h], t [b], cond: tokens [b, n] or embeddings [b, n, d], w [b] or None."""
+        if not cond.is_floating_point():
+            cond = self.text(cond).last_hidden_state
+        # Embeddings may be stored in half precision.
+        return self._ask(z, t, w, encoder_hidden_states=cond.to(z.dtype))
+
+
+# As in diffusers' script for LCM-LoRA. Not attention alone, which decides where words are looked
+# up: what the network says changes, from eps to v and with every halving.
+LORA_LAYERS = (
+    "to_q to_k to_v to_out.0 proj_in proj_out ff.net.0.proj ff.net.2 conv1 conv2 conv_shortcut "
+    "downsamplers.0.conv upsamplers.0.conv time_emb_proj"
+).split()
+
+
+class LoraUNet(TextUNet):
+    """A pre-trained U-Net that stays as it is, and low-rank changes to it that are trained.
+
+    Each chosen layer says W x + B A x with A and B of `rank` rows and columns (Hu et al. 2022).
+    The state of this network, and so every file of it, is the changes and the projection of w: the
+    rest lies where it came from. Made by `add_lora`.
+
+    base:    the pipeline that the U-Net comes from, a name on the hub or a folder
+    sha:     the fingerprint of its weights, without which the changes mean nothing
+    """
+
+    def __init__(self, unet, base: str, sha: str, rank: int, timesteps: int = TIMESTEPS):
+        super().__init__(unet, None, timesteps)
+        self.base, self.sha, self.rank = base, sha, rank
+        self.register_state_dict_post_hook(_forget_the_base)
+        self.register_load_state_dict_post_hook(_do_not_miss_the_base)
+
+    @property
+    def config(self) -> dict:
+        return {**super().config, "base": self.base, "sha": self.sha, "rank": self.rank}
+
+    def with_unet(self, unet) -> "LoraUNet":
+        return LoraUNet(unet, self.base, self.sha, self.rank, self.timesteps)
+
+    def stock(self):
+        """A copy in float32 with the changes added to the weights."""
+        unet = copy.deepcopy(self.unet).float()
+        unet.fuse_lora()
+        unet.unload_lora()
+        return unet
+
+    def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
+        """z [b, c, h, h], t [b], embeddings cond [b, n, d], w [b] or None."""
+        dtype = self.unet.conv_in.weight.dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(z.device.type, dtype) if half else nullcontext():
+            return super().forward(z, t, cond, w)
+
+
+def _trained(key: str) -> bool:
+    return "lora_" in key or "cond_proj" in key
+
+
+def _forget_the_base(module, state, prefix, metadata) -> None:
+    for key in [key for key in state if key.startswith(prefix) and not _trained(key)]:
+        del state[key]
+
+
+def _do_not_miss_the_base(module, incompatible) -> None:
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if _trained(key)]
+
+
+def add_lora(
+    unet,
+    base: str,
+    rank: int,
+    *,
+    half: torch.dtype | None = None,
+    seed: int = 0,
+    timesteps: int = TIMESTEPS,
+) -> LoraUNet:
+    """`unet` itself, frozen (in `half` precision, if given), and changes that are still 0."""
+    try:
+        from peft import LoraConfig
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "Low-rank training needs peft, which is not installed: pip install 'cfgdistill[sd]', "
+            "or set lora=0 to train all weights."
+        ) from error
+    sha = fingerprint(unet)
+    unet.requires_grad_(False)
+    if half is not None:
+        unet.to(half)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
+    for key, parameter in unet.named_parameters():
+        if _trained(key):  # what is trained is in float32, also where the rest is not
+            parameter.data = parameter.data.float()
+    return LoraUNet(unet, base, sha, rank, timesteps)
+
+
+def open_unet(base: str):
+    """The U-Net of a pipeline by name or folder, in float32; OSError where it cannot be had."""
+    from diffusers import UNet2DConditionModel
+
+    try:
+        return UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    except Exception as error:  # of the hub, http and safetensors, each with kinds of its own
+        raise OSError(
+            f"The U-Net of {base!r} could not be had ({type(error).__name__}): connect to the "
+            "network once, or name the folder of a pipeline."
+        ) from error
 
 
 def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
@@ -77,27 +230,61 @@ def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) ->
     return Denoiser(net, CosineSchedule(), recipe.prediction_type, num_classes=num_classes)
 
 
+def build_text_unet(recipe: Recipe, *, channels: int, size: int, text) -> Denoiser:
+    """A new teacher for latents [channels, size, size], with the CLIP text model it trains.
+
+    Cross-attention to the words at the lowest resolution only, where it is cheap; a pooled caption
+    is added to the time embedding, and so reaches every block, where it scales and shifts the
+    features (adaptive group normalization, Dhariwal and Nichol 2021).
+    """
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        plain = len(recipe.channels) - 1
+        unet = UNet2DConditionModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=recipe.channels,
+            layers_per_block=recipe.layers,
+            down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
+            mid_block_type="UNetMidBlock2DCrossAttn",
+            resnet_time_scale_shift="scale_shift",
+            norm_num_groups=8,
+            attention_head_dim=max(1, recipe.channels[-1] // 64),  # diffusers: number of heads
+            cross_attention_dim=text.config.hidden_size,
+            addition_embed_type="text",  # the caption as a whole, beside the time
+            addition_embed_type_num_heads=4,
+        )
+    return Denoiser(TextUNet(unet, text), CosineSchedule(), recipe.prediction_type)
+
+
 def add_w_conditioning(teacher: Denoiser, w_range: tuple[float, float]) -> Denoiser:
     """A copy of the teacher's network with a w input that, so far, changes nothing.
 
     diffusers leaves the new projection `cond_proj` at random. Here it is zero, so the student
     starts as exactly the conditional teacher, for every w.
     """
-    from diffusers import UNet2DConditionModel
-
-    old = teacher.net.unet
-    unet = UNet2DConditionModel.from_config(old.config, time_cond_proj_dim=W_FEATURES)
-    missing, unexpected = unet.load_state_dict(old.state_dict(), strict=False)
-    assert missing == ["time_embedding.cond_proj.weight"] and not unexpected
-    nn.init.zeros_(unet.time_embedding.cond_proj.weight)
+    unet = copy.deepcopy(teacher.net.unet)
+    _add_cond_proj(unet)
     student = Denoiser(
-        ClassUNet(unet),
+        teacher.net.with_unet(unet),
         teacher.schedule,
         teacher.prediction_type,
         w_range=w_range,
         num_classes=teacher.num_classes,
     )
-    return student.to(next(old.parameters()).device).eval()
+    return student.to(next(teacher.parameters()).device).eval()
+
+
+def _add_cond_proj(unet) -> None:
+    """The layer that diffusers makes for `time_cond_proj_dim`, in float32, with weights of 0."""
+    embedding = unet.time_embedding
+    embedding.cond_proj = nn.Linear(W_FEATURES, embedding.linear_1.in_features, bias=False)
+    nn.init.zeros_(embedding.cond_proj.weight)
+    unet.register_to_config(time_cond_proj_dim=W_FEATURES)
 
 
 def load(folder: str | Path) -> Denoiser:
@@ -107,17 +294,40 @@ def load(folder: str | Path) -> Denoiser:
     if "net" not in model:
         raise ValueError(f"{folder} holds no denoiser but a classifier: name another folder.")
     net, schedule = dict(model.pop("net")), model.pop("schedule")
-    kind = one_of("network", net.pop("net"), ("ClassUNet", "MLP"))
-    one_of("schedule", schedule, ("CosineSchedule",))
-    if kind == "ClassUNet":
+    kind = one_of("network", net.pop("net"), ("ClassUNet", "TextUNet", "LoraUNet", "MLP"))
+    if isinstance(schedule, dict):
+        schedule = DiscreteSchedule(torch.tensor(schedule["alphas_cumprod"], dtype=torch.float64))
+    else:
+        one_of("schedule", schedule, ("CosineSchedule",))
+        schedule = CosineSchedule()
+    if kind == "MLP":
+        net = MLP(**net)
+    elif kind == "LoraUNet":
+        net = _open_lora(net)
+    else:
         from diffusers import UNet2DConditionModel
 
-        net = ClassUNet(UNet2DConditionModel.from_config(net))
-    else:
-        net = MLP(**net)
+        text, timesteps = net.pop("text", None), net.pop("timesteps", TIMESTEPS)
+        unet = UNet2DConditionModel.from_config(net)
+        net = (
+            ClassUNet(unet, timesteps)
+            if kind == "ClassUNet"
+            else TextUNet(unet, build_text_model(text), timesteps)
+        )
     w_range = model.pop("w_range")
-    denoiser = Denoiser(
-        net, CosineSchedule(), w_range=None if w_range is None else tuple(w_range), **model
-    )
+    denoiser = Denoiser(net, schedule, w_range=None if w_range is None else tuple(w_range), **model)
     load_weights(denoiser, folder)
     return denoiser.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _open_lora(config: dict) -> LoraUNet:
+    base, timesteps = config["base"], config.get("timesteps", TIMESTEPS)
+    net = add_lora(open_unet(base), base, config["rank"], timesteps=timesteps)
+    if net.sha != config["sha"]:
+        raise ValueError(
+            f"The U-Net of {base!r} is not the one that this model was trained on: name the "
+            "revision of then, or train again."
+        )
+    if config["time_cond_proj_dim"] is not None:
+        _add_cond_proj(net.unet)
+    return net

@@ -278,9 +278,9 @@ def test_a_card_of_an_unknown_network_or_schedule_is_refused(folder):
     (folder / "card.json").write_text(json.dumps(card))
     with refused("no schedule 'LinearSchedule': did you mean 'CosineSchedule'"):
         load(folder)
-    card["model"]["net"]["net"] = "TextUNet"
+    card["model"]["net"]["net"] = "TestUNet"
     (folder / "card.json").write_text(json.dumps(card))
-    with refused("no network 'TextUNet': did you mean 'ClassUNet'"):
+    with refused("no network 'TestUNet': did you mean 'TextUNet'"):
         load(folder)
 
 

@@ -139,3 +139,10 @@ def test_provenance_names_the_versions_and_what_it_is_given():
     facts = provenance(profile="smoke", seed=0)
     assert facts["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert facts["profile"] == "smoke" and json.loads(json.dumps(facts)) == facts
+
+
+def test_a_difference_in_a_long_table_is_told_in_a_short_sentence(tmp_path):
+    one, other = ({"table": [k / 1024 + d for k in range(1024)]} for d in (0, 1))
+    with pytest.raises(ValueError, match=r"table is \[0.0, .*\.\.\. .* characters") as told:
+        checkpoints.refuse_other(tmp_path, one, other)
+    assert len(str(told.value)) < 300 + len(str(tmp_path))

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from cfgdistill import Recipe, get_recipe
-from cfgdistill.config import PROFILES, RECIPES, one_of
+from cfgdistill.config import PROFILES, RECIPES, SPECIAL, one_of
 
 
 def test_there_is_one_recipe_for_each_data_set_and_profile():
     names = [recipe.name for recipe in RECIPES]
     assert len(set(names)) == len(names)
-    assert set(names) == {f"{d}-{p}" for d in ("digits", "cifar10") for p in PROFILES}
+    assert set(names) == {
+        *(f"{d}-{p}" for d in ("digits", "cifar10") for p in PROFILES),
+        *("emoji-smoke", "emoji-laptop", "sd-smoke", "sd-colab"),
+    }
     assert PROFILES == ("smoke", "laptop", "colab", "paper")
 
 
@@ -25,7 +28,9 @@ def test_every_recipe_can_be_run(recipe):
     assert recipe.start & (recipe.start - 1) == 0 and recipe.start >= 1  # it is halved down to 1
     assert 1024 % (2 * recipe.start) == 0  # every grid time is a whole training step of diffusers
     assert all(channels % 8 == 0 for channels in recipe.channels)  # groups of the normalisation
-    counts = (recipe.classifier, recipe.teacher, recipe.stage_one, recipe.halving, recipe.samples)
+    counts = [recipe.teacher, recipe.stage_one, recipe.halving, recipe.samples]
+    if recipe.dataset != "sd":  # it has no judge of its own
+        counts.append(recipe.classifier)
     assert min(counts) > 0 and recipe.w_max > 0 and 0 < recipe.drop < 1 and 0 <= recipe.ema < 1
 
 
@@ -48,18 +53,31 @@ def test_a_recipe_cannot_be_changed_in_place():
         get_recipe("digits", "smoke").seed = 1
 
 
-def test_the_printed_recipe_names_itself_and_every_value():
-    recipe = get_recipe("digits", "laptop")
-    assert str(recipe).startswith("digits-laptop: ")
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_the_printed_recipe_names_itself_and_every_value_but_special_ones_nobody_set(recipe):
+    assert str(recipe).startswith(f"{recipe.name}: ")
     for field in dataclasses.fields(Recipe):
         if field.name not in ("dataset", "profile"):
-            assert f"{field.name} {getattr(recipe, field.name)}" in str(recipe)
+            value = getattr(recipe, field.name)
+            said = f" {field.name} {value}" in str(recipe)
+            assert said == (field.name not in SPECIAL or value != field.default)
+
+
+def test_the_printed_digits_recipe_says_nothing_of_latents():
+    assert "autoencoder" not in str(get_recipe("digits", "laptop"))
+    assert "t_power 0.4" in str(get_recipe("emoji", "laptop"))
 
 
 def test_a_recipe_survives_json():
-    recipe = get_recipe("cifar10", "paper")
+    recipe = get_recipe("emoji", "laptop")
     back = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    assert Recipe(**{**back, "channels": tuple(back["channels"])}) == recipe
+    tuples = {key: tuple(back[key]) for key in ("channels", "vae_channels")}
+    assert Recipe(**back | tuples) == recipe
+
+
+def test_a_data_set_without_a_row_for_a_profile_says_which_it_has():
+    with pytest.raises(ValueError, match="no sd profile 'laptop'.* are smoke, colab"):
+        get_recipe("sd", "laptop")
 
 
 def test_one_of_gives_back_a_name_that_exists():

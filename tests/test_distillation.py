@@ -285,6 +285,14 @@ def test_the_teacher_is_trained_without_its_condition_as_often_as_it_should():
     assert abs(teacher.net.dropped - 0.1) < 0.02
 
 
+@pytest.mark.parametrize("power, mean", [(1.0, 1 / 2), (0.5, 2 / 3), (0.25, 4 / 5)])
+def test_a_power_of_t_moves_the_teachers_times_towards_the_noise(power, mean):
+    teacher = Denoiser(Spy(), CosineSchedule())
+    teacher_loss(3, 0.1, t_power=power)(teacher, *big(), draws())
+    t = torch.tensor(teacher.net.t[0])  # the mean of u^p is 1 / (1 + p)
+    assert abs(t.mean() - mean) < 0.02 and t.min() < 0.2 and t.max() < 1
+
+
 def test_balance_is_a_sixteenth_at_w_3_by_hand():
     torch.testing.assert_close(
         balance(torch.tensor([0.0, 1.0, 3.0])), torch.tensor([1, 1 / 4, 1 / 16])

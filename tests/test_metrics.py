@@ -418,3 +418,60 @@ def test_the_published_fid_asks_for_inception_with_50_000_samples_as_whole_numbe
     assert seen[False][0][0].flatten().tolist() == [0, 128, 255]
     assert sum(map(len, seen[True])) == 50_000
     refused("defined on 50,000 samples, not 25,000", iter([levels]))
+
+
+# ---- CLIP score ---------------------------------------------------------------------------------
+
+APPLES = ["a red apple", "two green apples", "apple", "red", "green apple"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """The folder of a tiny CLIP with random weights."""
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from cfgdistill.encoders import build_tokenizer
+
+    tokenizer = build_tokenizer(APPLES, 600, 12)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "projection_dim": 8}
+    marks = {f"{k}_token_id": getattr(tokenizer, f"{k}_token_id") for k in ("bos", "eos", "pad")}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 12, **marks}
+    config = CLIPConfig(
+        text_config=small | text,
+        vision_config=small | {"image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessorPil(**sizes), tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_clip_score_is_100_times_the_mean_cosine_of_the_models_own_features(clip):
+    from transformers import CLIPModel, CLIPProcessor
+
+    images = 2 * torch.rand(5, 3, 20, 20, generator=torch.Generator().manual_seed(0)) - 1
+    model, processor = CLIPModel.from_pretrained(clip), CLIPProcessor.from_pretrained(clip)
+    pixels = [((image + 1) * 127.5).round().to(torch.uint8) for image in images]
+    given = processor(text=APPLES, images=pixels, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        found = model(**given)
+    cosines = (found.image_embeds * found.text_embeds).sum(1)
+    assert metrics.clip_score(images, APPLES, clip, batch=2) == pytest.approx(
+        100 * cosines.mean().item(), rel=1e-3
+    )
+    assert cosines.mean() > 0.01  # below 0 it would be called 0
+
+
+def test_a_clip_that_cannot_be_had_is_told_and_nothing_takes_its_place(clip, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    images = torch.zeros(2, 3, 16, 16)
+    for name in ("openai/clip-vit-no-such-one", str(tmp_path)):
+        with pytest.raises(OSError, match=r"(?s)^(?!.*\n)The CLIP model .* could not be had .*\.$"):
+            metrics.clip_score(images, ["a", "b"], name)
+    with pytest.raises(ValueError, match="1 captions for 2 images: pass one for each"):
+        metrics.clip_score(images, ["a"], clip)

@@ -1,5 +1,6 @@
 """Schedules against their closed form, and against diffusers."""
 
+import json
 import math
 
 import pytest
@@ -156,3 +157,40 @@ def test_per_example_gives_one_number_to_all_or_each_its_own():
 
 def test_expand_lines_one_number_up_with_each_example():
     assert expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4, 4)).shape == (2, 1, 1, 1)
+
+
+# ---- a table of Stable Diffusion, made to end in noise ------------------------------------------
+
+
+def stable_diffusion_table() -> torch.Tensor:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+def test_zero_terminal_snr_is_the_algorithm_of_lin_et_al_as_diffusers_has_it():
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    table = stable_diffusion_table()
+    betas = 1 - table / torch.cat([table.new_ones(1), table[:-1]])
+    known = torch.cumprod(1 - rescale_zero_terminal_snr(betas), 0)
+    ours = DiscreteSchedule(table).zero_terminal_snr()
+    torch.testing.assert_close(ours.alphas_cumprod, known, atol=1e-12, rtol=1e-9)
+    assert ours.alpha_sigma(torch.ones(1))[0] == 0 and table[-1] > 0.004
+
+
+def test_a_resampled_table_has_the_angles_of_the_first_one():
+    schedule = DiscreteSchedule(stable_diffusion_table()).zero_terminal_snr()
+    other = schedule.resampled(1024)
+    t = torch.arange(9, dtype=torch.float64) / 8  # entries of both tables
+    assert len(other.alphas_cumprod) == 1024
+    torch.testing.assert_close(other.angle(t), schedule.angle(t), atol=1e-9, rtol=0)
+    between = torch.tensor([0.3337, 0.9001]).double()
+    torch.testing.assert_close(other.angle(between), schedule.angle(between), atol=1e-6, rtol=0)
+
+
+def test_a_schedule_says_in_json_what_it_is():
+    schedule = DiscreteSchedule(stable_diffusion_table())
+    said = json.loads(json.dumps(schedule.describe()))
+    again = DiscreteSchedule(torch.tensor(said["alphas_cumprod"], dtype=torch.float64))
+    assert torch.equal(again.angles, schedule.angles)
+    assert CosineSchedule().describe() == "CosineSchedule"

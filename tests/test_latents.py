@@ -1,0 +1,273 @@
+"""The latent track: captioned images, the matcher that judges them, and the same stages."""
+
+import json
+
+import datasets
+import huggingface_hub
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from datasets import Image as ImageColumn
+from PIL import Image
+
+from cfgdistill import GuidedDenoiser, cli, ddim, get_recipe, last
+from cfgdistill.checkpoints import read_card, read_tensors
+from cfgdistill.data import Data, load_captioned
+from cfgdistill.encoders import Latents
+from cfgdistill.metrics import Matcher, classification_loss, generate
+from cfgdistill.stages import (
+    evaluate_rows,
+    home,
+    load_recipe_data,
+    make_judge,
+    train_stage_one,
+    train_stage_two,
+    train_teacher,
+)
+from cfgdistill.training import train
+from cfgdistill.unets import load
+
+# ---- captioned images ---------------------------------------------------------------------------
+
+
+def test_the_emoji_come_with_the_package_and_their_splits_share_no_family():
+    sizes = {}
+    captions = {}
+    for source in ("emoji", "emoji-skin-tones"):
+        for split in ("train", "test"):
+            data = load_captioned(source, split, size=16)
+            sizes[source, split] = len(data)
+            captions[source, split] = set(data.class_names)
+            assert data.shape == (3, 16, 16) and len(data.class_names) == len(data)
+    assert list(sizes.values()) == [1716, 182, 3456, 332]
+    assert not captions["emoji", "train"] & captions["emoji", "test"]
+    assert captions["emoji", "train"] < captions["emoji-skin-tones", "train"]
+
+
+def test_a_red_heart_is_red_and_its_corners_are_white():
+    data = load_captioned("emoji", size=64)
+    x, label = data.batch(torch.tensor([data.class_names.index("red heart")]))
+    assert data.class_names[label.item()] == "red heart"
+    red, green, blue = x[0, :, 32, 32]
+    assert red > 0.5 and green < 0 and blue < 0
+    assert (x[0, :, [0, 0, -1, -1], [0, -1, 0, -1]] == 1).all()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty pictures of 8 x 6 pixels: the middle square of number k has the red value 10 k."""
+    pictures = [Image.new("RGB", (8, 6), (10 * k, 0, 0)) for k in range(20)]
+    for picture in pictures:
+        picture.putpixel((0, 0), (0, 255, 0))  # outside the middle square
+    pictures[3] = Image.new("RGBA", (8, 6), (0, 0, 0, 0))  # nothing on a transparent ground
+    rows = {"image": pictures, "caption": [f"red {k}" for k in range(20)]}
+    dataset = Dataset.from_dict(rows).cast_column("image", ImageColumn())
+    dataset.to_parquet(tmp_path / "pictures.parquet")
+    return tmp_path
+
+
+def test_a_folder_without_a_test_split_keeps_every_tenth_row_for_it(folder):
+    train_split, test = (load_captioned(str(folder), s, size=6) for s in ("train", "test"))
+    assert test.class_names == ("red 9", "red 19") and len(train_split) == 18
+    x, _ = train_split.batch(torch.tensor([2, 3]))
+    assert torch.equal(((x[0] + 1) * 127.5).round()[:, 0, 0], torch.tensor([20.0, 0.0, 0.0]))
+    assert (x[1] == 1).all()  # what is transparent is white
+    assert (x[0, 1] == -1).all()  # the green pixel was cut off
+
+
+def test_a_folder_with_splits_and_the_column_text(folder, tmp_path):
+    rows = {"image": [Image.new("RGB", (4, 4), "blue")], "text": ["blue"]}
+    made = Dataset.from_dict(rows).cast_column("image", ImageColumn())
+    for split, dataset in DatasetDict(train=made, test=made).items():
+        dataset.to_parquet(tmp_path / "splits" / f"{split}-00000-of-00001.parquet")
+    assert load_captioned(str(tmp_path / "splits"), "test", size=4).class_names == ("blue",)
+
+
+def test_captioned_sources_that_cannot_be_had_are_refused_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="name 'emoji', a folder with parquet files"):
+        load_captioned("nobody/nothing")
+    with pytest.raises(OSError, match="could not be had"):
+        load_captioned(str(tmp_path))  # an empty folder
+    Dataset.from_dict({"image": [1], "name": ["a"]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="image, name: a captioned data set needs"):
+        load_captioned(str(tmp_path))
+    with pytest.raises(ValueError, match="There is no split"):
+        load_captioned("emoji", "validation")
+
+
+def test_the_hash_covers_captions_and_every_pixel():
+    def made(captions, pixel=0):
+        stored = torch.zeros(300, 3, 2, 2, dtype=torch.uint8)
+        stored[299, 2, 1, 1] = pixel
+        return Data("x", "train", stored, torch.arange(300), captions, 255).hash
+
+    names = tuple(f"caption {k}" for k in range(300))
+    assert made(names) == made(names)
+    assert len({made(names), made(names, 1), made((*names[:-1], "other"))}) == 3
+
+
+def test_prompts_are_even_over_all_classes_or_spread_from_first_to_last():
+    data = Data("x", "train", torch.zeros(4, 1), torch.arange(4), tuple("abcd"), None)
+    for n, known in ((8, [0, 1, 2, 3, 0, 1, 2, 3]), (4, [0, 1, 2, 3]), (2, [0, 2])):
+        conds, classes = data.prompts(n)
+        assert conds.tolist() == classes.tolist() == known
+
+
+# ---- the matcher --------------------------------------------------------------------------------
+
+
+def test_the_matcher_finds_the_caption_of_a_picture_and_words_carry_over():
+    """Colour at the top, colour below: two words each. Three of four pairs teach the fourth."""
+    colours = {"red": 0, "blue": 1}
+    tokens = torch.tensor([[0, 2], [0, 3], [1, 2], [1, 3]])  # top word 0 or 1, bottom 2 or 3
+    stored = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    for k, (top, bottom) in enumerate(tokens.tolist()):
+        stored[k, top, :4] = 255
+        stored[k, bottom - 2, 4:] = 255
+    names = tuple(f"{a} over {b}" for a in colours for b in colours)
+    taught = Data("pairs", "train", stored[:3], torch.arange(3), names[:3], 255)
+    torch.manual_seed(0)
+    matcher = Matcher(3, 8, tokens[:3], vocabulary=4)
+    how = dict(name="matcher", updates=80, batch=12, rate=3e-3)
+    for _ in train(matcher, classification_loss, taught, **how):
+        pass
+    x, own = Data("pairs", "train", stored, torch.arange(4), names, 255).all()
+    assert matcher.logits(x[:3]).argmax(1).tolist() == [0, 1, 2]
+    assert matcher(x).shape == (4, matcher.num_features)
+    with torch.no_grad():
+        among_all = matcher.for_captions(tokens).logits(x)
+    assert among_all[3].argmax() == own[3] and among_all.shape == (4, 4)
+    assert among_all.abs().max() <= 20  # scaled cosines
+
+
+# ---- the same stages ----------------------------------------------------------------------------
+
+RECIPE = get_recipe(
+    "emoji", "smoke", teacher=4, stage_one=3, halving=1, start=2, autoencoder=4, classifier=4
+)
+
+
+@pytest.fixture(scope="module")
+def track(tmp_path_factory):
+    out = tmp_path_factory.mktemp("latents")
+    data = load_recipe_data(RECIPE, out)
+    return out, data, list(train_stage_two(RECIPE, data, out))
+
+
+def test_latents_are_what_the_stages_expect_of_data(track):
+    out, data, _ = track
+    assert isinstance(data, Latents) and data.shape == (4, 16, 16)
+    x, tokens = data.batch(torch.tensor([5, 7]))
+    torch.testing.assert_close(x, data.vae.encode(data.images.batch(torch.tensor([5, 7]))[0]))
+    captions = [data.class_names[5], data.class_names[7]]
+    assert torch.equal(tokens, data.text.tokens(captions))
+    assert torch.equal(data.null, data.text.tokens([""])[0])
+    assert data.stored.mean().abs() < 1e-3 and abs(data.stored.var().item() - 1) < 0.05
+    assert data.decode(x).shape == (2, 3, 32, 32) and data.decode(9 * x).abs().max() <= 1
+    conds, rows = data.prompts(6)
+    assert torch.equal(conds, data.labels[rows]) and rows.tolist() == [0, 10, 20, 30, 40, 50]
+
+
+def test_one_student_after_the_other_with_the_text_model_of_the_teacher(track):
+    out, data, students = track
+    assert [student.steps for student in students] == [2, 1]
+    teacher, stage_one = (f(RECIPE, data, out) for f in (train_teacher, train_stage_one))
+    before = data.text.model.state_dict()
+    after = teacher.net.text.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in after)  # it was trained
+    for model in (stage_one, *students):
+        kept = model.net.text.state_dict()
+        assert all(torch.equal(kept[key], after[key]) for key in after)  # and then it stays
+    cards = [read_card(home(RECIPE, out) / name) for name in ("teacher", "stage-one")]
+    assert cards[1]["about"]["teacher"] == cards[0]["sha256"]
+
+
+def test_a_finished_student_comes_back_from_its_folder_with_its_text_model(track):
+    out, data, students = track
+    found = load(home(RECIPE, out) / "stage-two" / "steps-1")
+    z, cond = torch.randn(2, *data.shape), data.labels[:2]
+    with torch.no_grad():
+        same = [model(z, 1.0, cond, 2.0).x for model in (found, students[-1])]
+    assert torch.equal(*same) and found.steps == 1
+
+
+def test_the_second_call_trains_nothing_and_gives_the_same_latents(track, monkeypatch):
+    out, data, _ = track
+    monkeypatch.setattr("cfgdistill.stages._finish", lambda updates: next(updates, None))
+    again = load_recipe_data(RECIPE, out)
+    assert torch.equal(again.stored, data.stored) and again.hash == data.hash
+    other = load_recipe_data(RECIPE, out, "test")
+    assert other.split == "test" and not set(other.class_names) & set(data.class_names)
+    assert torch.equal(other.text.null, data.text.null)
+
+
+def test_rows_have_retrieval_and_the_distance_to_the_teachers_own_pictures(track):
+    out, data, students = track
+    judge = make_judge(RECIPE, data, out)
+    assert judge.name == "emoji text-image matcher, 128 features"
+    assert judge.reference == "emoji train, 60 images"
+    teacher = GuidedDenoiser(train_teacher(RECIPE, data, out), data.null)
+    conds, _ = data.prompts(RECIPE.samples)
+    how = dict(shape=data.shape, labels=conds, steps=4, w=1.0, decode=data.decode)
+    truth = {1.0: generate(teacher, **how)}
+    common = dict(judge=judge, data=data, recipe=RECIPE, out=out, weights=(1.0,), truth=truth)
+    (own,) = evaluate_rows(teacher, model="teacher", steps=(4,), **common)
+    (row,) = evaluate_rows(students[0], model="student", steps=(2,), **common)
+    assert own["distance_to_teacher"] == 0 and own["nfe"] == 8
+    x = generate(students[0], **{**how, "steps": 2})
+    known = (x - truth[1.0]).square().mean().sqrt().item()
+    assert row["distance_to_teacher"] == pytest.approx(known, abs=1e-4) and row["nfe"] == 2
+    score = judge(x, data.prompts(RECIPE.samples)[1])["retrieval_score"]
+    assert row["retrieval_score"] == pytest.approx(score, abs=1e-4)
+
+
+# ---- the command line ---------------------------------------------------------------------------
+
+
+def test_a_text_student_is_sampled_judged_and_exported_from_the_command_line(
+    track, tmp_path, capsys
+):
+    out, data, students = track
+    folder, file = str(home(RECIPE, out) / "stage-two" / "steps-2"), tmp_path / "x.safetensors"
+    prompts = ["red heart", "cat"]
+    words = ["sample", folder, "--prompt", *prompts, "--n", "4", "--w", "1", "--to", str(file)]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["nfe"] == 2
+    tensors, _ = read_tensors(file)
+    cond = data.text.tokens([*prompts, *prompts])
+    how = dict(shape=data.shape, labels=cond, steps=2, w=1.0, decode=data.decode)
+    torch.testing.assert_close(tensors["images"], generate(students[0], **how))
+
+    assert cli.main(["evaluate", folder, "--w", "1", "--n", "8"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["nfe"] == 2 and 0 <= row["retrieval_score"] <= 1
+
+    to = tmp_path / "exported"
+    assert cli.main(["export", folder, "--to", str(to)]) == 0, capsys.readouterr().err
+    index = json.loads((to / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert "exactly 2" in (to / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--classes", "3"], "draws from text: pass --prompt, not --classes."),
+        (["--w", "9"], r"w = 9 is outside [0, 6]"),
+        (["--steps", "8"], "distilled for 2 steps, not 8"),
+    ],
+)
+def test_what_a_text_student_cannot_do_is_said_in_one_sentence(track, capsys, words, sentence):
+    folder = str(home(RECIPE, track[0]) / "stage-two" / "steps-2")
+    assert cli.main(["sample", folder, "--n", "1", *words]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_empty_prompt_is_the_null_condition(track):
+    _, data, students = track
+    cond = data.text.tokens([""])
+    assert torch.equal(cond[0], data.null)
+    z = torch.randn(1, *data.shape)
+    assert last(ddim(students[0], z, 2, cond, 1.0)).isfinite().all()
