@@ -1,0 +1,212 @@
+"""Exported students: stock diffusers loads them, asks once per step, and gets our latents."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from helpers import Wave, tiny_mlp
+
+from cfgdistill import Denoiser, ddim, get_recipe, last
+from cfgdistill.encoders import TextEncoder, VAEEncoder, build_text_encoder
+from cfgdistill.export import export, stock_scheduler
+from cfgdistill.schedules import CosineSchedule
+from cfgdistill.unets import add_w_conditioning, build_text_unet, build_unet
+
+CAPTIONS = ["red apple", "green apple", "cat face"]
+STEPS = (1, 2, 4, 8)
+RECIPE = get_recipe("digits", "smoke", channels=(8, 16))
+
+
+def with_w(teacher, high):
+    """A stage-one student to which w matters."""
+    student = add_w_conditioning(teacher, (0.0, high))
+    generator = torch.Generator().manual_seed(1)
+    weight = student.net.unet.time_embedding.cond_proj.weight
+    weight.data = torch.randn(weight.shape, generator=generator) / 10
+    return student
+
+
+def stock(folder, code):
+    """Run code with stock diffusers in a process of its own; what it prints as JSON."""
+    head = f"import json, sys, torch\nfolder = {str(folder)!r}\n"
+    tail = "\nassert 'cfgdistill' not in sys.modules\nprint(json.dumps(result))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", head + textwrap.dedent(code) + tail],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "config" in line.lower()]
+    assert told == [], told  # no warning about configuration
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- text to image ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text_student(tmp_path_factory):
+    """folder, student, text encoder, autoencoder."""
+    text = build_text_encoder(CAPTIONS, vocabulary=600, length=10, width=32)
+    student = with_w(build_text_unet(RECIPE, channels=4, size=8, text=text.model), 8.0)
+    text = TextEncoder(text.tokenizer, student.net.text)
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    vae = VAEEncoder.measured(vae, [2 * torch.rand(8, 3, 16, 16) - 1])
+    folder = export(
+        student,
+        tmp_path_factory.mktemp("text"),
+        vae=vae,
+        text=text,
+        about={"data": "three captions", "updates": 0},
+    )
+    return folder, student, text, vae
+
+
+SAMPLE = """
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(folder)
+pipe.set_progress_bar_config(disable=True)
+calls = []
+pipe.unet.register_forward_hook(lambda *a: calls.append(1))
+z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+result = {"kind": type(pipe).__name__}
+for steps in (1, 2, 4, 8):
+    how = dict(latents=z, num_inference_steps=steps, guidance_scale=4.0)
+    calls.clear()
+    latents = pipe(["red apple", "cat face"], output_type="latent", **how).images
+    pixels = pipe(["red apple", "cat face"], output_type="pt", **how).images
+    nothing = pipe(["red apple", "cat face"], negative_prompt=["cat", "dog"],
+                   output_type="latent", **how).images
+    result[str(steps)] = [latents.tolist(), pixels.tolist(), len(calls), nothing.tolist()]
+"""
+
+
+def test_stock_diffusers_makes_the_same_latents_and_images_with_one_call_per_step(text_student):
+    folder, student, text, vae = text_student
+    found = stock(folder, SAMPLE)
+    assert found["kind"] == "StableDiffusionPipeline"
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    for steps in STEPS:
+        ours = last(ddim(student, z, steps, text.tokens(["red apple", "cat face"]), 3.0))
+        latents, pixels, calls, with_negative = found[str(steps)]
+        torch.testing.assert_close(torch.tensor(latents), ours, atol=1e-4, rtol=0)
+        images = (vae.decode(ours) + 1) / 2
+        torch.testing.assert_close(torch.tensor(pixels), images, atol=1e-4, rtol=0)
+        assert calls == 3 * steps  # three samplings, one call per step each
+        assert with_negative == latents  # as the card says
+
+
+EDIT = """
+from PIL import Image
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+image = Image.new("RGB", (16, 16), "red")
+mask = Image.new("L", (16, 16), 0)
+mask.paste(255, (0, 0, 8, 16))
+result = {}
+inpaint = {"mask_image": mask, "height": 16, "width": 16}
+for kind, more in ((StableDiffusionImg2ImgPipeline, {}), (StableDiffusionInpaintPipeline, inpaint)):
+    pipe = kind.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    calls = []
+    pipe.unet.register_forward_hook(lambda *a: calls.append(1))
+    out = pipe("cat face", image=image, strength=0.5, num_inference_steps=4, guidance_scale=4.0,
+               generator=torch.Generator().manual_seed(0), output_type="pt", **more).images
+    result[kind.__name__] = [list(out.shape), len(calls), bool(out.isfinite().all())]
+"""
+
+
+def test_the_same_folder_serves_image_to_image_and_inpainting(text_student):
+    found = stock(text_student[0], EDIT)
+    assert found == dict.fromkeys(
+        ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+        [[1, 3, 16, 16], 2, True],  # half of four steps
+    )
+
+
+def test_the_card_says_what_a_user_must_know(text_student):
+    card = (text_student[0] / "README.md").read_text()
+    for fact in (
+        "any number of",
+        "`guidance_scale` = 1 + w in [1, 9]",
+        "Negative prompts have no effect",
+        "v-prediction",
+        '- data: "three captions"',
+        "text-to-image",
+    ):
+        assert fact in card
+
+
+# ---- class labels -------------------------------------------------------------------------------
+
+
+CLASSES = """
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+calls = []
+pipe.unet.register_forward_hook(lambda *a: calls.append(1))
+z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+latents = pipe([3, 5, 7], latents=z, num_inference_steps=4, guidance_scale=3.0,
+               output_type="latent").images
+image = pipe([3], num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
+result = [latents.tolist(), len(calls), list(image.size), image.mode]
+"""
+
+
+def test_class_students_carry_their_pipeline_with_them(tmp_path):
+    student = with_w(build_unet(RECIPE, channels=1, size=8, num_classes=10), 4.0).for_steps(4)
+    folder = export(student, tmp_path, class_names=tuple("0123456789"))
+    latents, calls, size, mode = stock(folder, CLASSES)
+    z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    ours = last(ddim(student, z, 4, torch.tensor([3, 5, 7]), 2.0))
+    torch.testing.assert_close(torch.tensor(latents), ours, atol=1e-4, rtol=0)
+    assert (calls, size, mode) == (8, [8, 8], "L")
+    assert "exactly 4" in (folder / "README.md").read_text()
+
+
+# ---- the schedule, and what is refused ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 16])
+def test_the_stock_scheduler_walks_our_grid_to_the_same_end(steps):
+    schedule = CosineSchedule()
+    denoiser, scheduler = Denoiser(Wave(), schedule), stock_scheduler(schedule)
+    z = x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scheduler.set_timesteps(steps)
+    for k in scheduler.timesteps:
+        v = denoiser(x, (k + 1) / 1024).v
+        x = scheduler.step(v, k, x).prev_sample
+    torch.testing.assert_close(x, last(ddim(denoiser, z, steps)), atol=2e-5, rtol=0)
+
+
+def test_what_stock_diffusers_could_not_sample_is_not_exported(tmp_path):
+    teacher = build_unet(RECIPE, channels=1, size=8, num_classes=10)
+    student = with_w(teacher, 4.0)
+    text = build_text_encoder(CAPTIONS, vocabulary=600, length=10, width=32)
+    for model, sentence in (
+        (teacher, "Only a network with an input for w"),
+        (student.for_steps(4, "stochastic"), "Only a network with an input for w"),
+        (student.for_steps(4, "ddim_encode"), "samples by DDIM"),
+        (tiny_mlp(w_range=(0.0, 4.0)), "Only image models"),
+        (with_w(build_text_unet(RECIPE, channels=4, size=8, text=text.model), 4.0), "pass vae"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            export(model, tmp_path / "x")
+    student.prediction_type = "eps"
+    with pytest.raises(ValueError, match="predicts eps"):
+        export(student, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
