@@ -22,6 +22,7 @@ ABOUT = """Distillation of classifier-free-guided diffusion models (Meng et al.,
   distill    stage one (w becomes an input), then stage two (half as many steps, again and again)
   sample     images from any of the models, as a png or as safetensors
   evaluate   quality and cost: Frechet and kernel distance, recall, network evaluations, ...
+  export     a student as a folder that stock diffusers loads, without this package
 
 A session, in minutes on a laptop:
 
@@ -104,7 +105,9 @@ def parser() -> argparse.ArgumentParser:
 
     def add_recipe(to: argparse.ArgumentParser) -> None:
         group = to.add_argument_group("the recipe", RECIPE)
-        group.add_argument("--dataset", default="digits", help="digits or cifar10 (digits)")
+        group.add_argument(
+            "--dataset", default="digits", help="digits, cifar10, emoji or sd (digits)"
+        )
         group.add_argument("--profile", default="laptop", help=f"{', '.join(PROFILES)} (laptop)")
         group.add_argument("--out", default="out", help="models are kept there (out)")
         group.add_argument(
@@ -136,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--w", type=_finite, default=1.0, help="guidance weight, 0 is none (1)")
     sample.add_argument("--n", type=_whole(1), default=40, help="how many images (40)")
     sample.add_argument("--classes", type=int, nargs="+", help="labels, in turn (all of them)")
+    sample.add_argument("--prompt", nargs="+", help="for text-to-image, in turn (some captions)")
     sample.add_argument("--to", default="samples.png", help="FILE.png or FILE.safetensors")
 
     evaluate = verb(_evaluate)
@@ -151,6 +155,12 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--fid", action="store_true", help="also the published FID (cifar10)")
     evaluate.add_argument("--to", metavar="FILE", help="also write the JSON there")
+
+    export = verb(_export)
+    export.add_argument(
+        "folder", help="a finished student, such as out/emoji-laptop/stage-two/steps-4"
+    )
+    export.add_argument("--to", default="exported", help="the new folder (exported)")
     return top
 
 
@@ -227,15 +237,25 @@ def _sample(given) -> dict:
     file = Path(given.to)
     if file.suffix not in (".png", ".safetensors"):
         raise ValueError(f"Images are written as .png or .safetensors, not as {file.name!r}.")
-    model, _ = _load(given.folder)
+    model, card = _load(given.folder)
     if _rank() > 0:
         return {}  # one process is enough
-    file.parent.mkdir(parents=True, exist_ok=True)
     config, steps = _core(model).net.config, given.steps or _own_steps(model)
     shape = (config["in_channels"], config["sample_size"], config["sample_size"])
-    classes = torch.tensor(given.classes or range(_core(model).num_classes))
-    labels = classes[torch.arange(given.n) % len(classes)]
     how = {"steps": steps, "w": given.w, "seed": given.seed, "batch": BATCH}
+    if "text" in config:
+        if given.classes:
+            raise ValueError(f"{given.folder} draws from text: pass --prompt, not --classes.")
+        data = _data_of(card, given.folder)
+        how["decode"] = data.decode
+        captions = [data.class_names[k] for k in data.prompts(min(given.n, len(data)))[1]]
+        classes = _conditions(_recipe_of(card, given.folder), data, given.prompt or captions)
+    elif given.prompt:
+        raise ValueError(f"{given.folder} draws classes: pass --classes, not --prompt.")
+    else:
+        classes = torch.tensor(given.classes or range(_core(model).num_classes))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    labels = classes[torch.arange(given.n) % len(classes)]
     batches = samples(model, shape, labels, sampler=_sampler(given.sampler, model), **how)
     parts = []
     for x in _bar(batches, "batches", math.ceil(given.n / BATCH)):
@@ -261,12 +281,10 @@ def _evaluate(given) -> dict:
 
     import cfgdistill.stages as stages
     from cfgdistill.checkpoints import provenance, write_text
-    from cfgdistill.data import load_data
     from cfgdistill.metrics import FID_SAMPLES, evaluate, published_fid, samples
 
     model, card = _load(given.folder)
-    recipe = _recipe_of(card, given.folder)
-    data = load_data(recipe.dataset, "train", recipe.images)
+    recipe, data = _recipe_of(card, given.folder), _data_of(card, given.folder)
     sampler, n = _sampler(given.sampler, model), given.n or recipe.samples
     table = list(product(given.steps or [_own_steps(model)], given.w))
     teacher = None if given.teacher is None else _load(given.teacher)[0]
@@ -296,8 +314,7 @@ def _evaluate(given) -> dict:
             batches = samples(model, data.shape, labels, batch=BATCH, **how)
             fid = published_fid(_bar(batches, f"FID {k + 1}", FID_SAMPLES // BATCH), data)
             fids[k] = {"fid": fid}
-    homes = [p.parent for p in Path(given.folder).absolute().parents if p.name == recipe.name]
-    judge = stages.make_judge(recipe, data, given.out or (homes or ["out"])[0])
+    judge = stages.make_judge(recipe, data, given.out or _out_of(recipe, given.folder))
     how = {"model": Path(given.folder).name, "n": n, "batch": BATCH, "seed": given.seed}
     rows = [
         evaluate(model, judge, data, steps=steps, w=w, sampler=sampler, teacher=teacher, **how)
@@ -317,6 +334,30 @@ def _evaluate(given) -> dict:
     return result
 
 
+def _export(given) -> dict:
+    """write a student as a pipeline for stock diffusers
+
+    Text-to-image students become a StableDiffusionPipeline, class-conditional ones a pipeline whose
+    code lies in the folder. The model card says which steps and weights it was trained for.
+    """
+    from cfgdistill.encoders import TextEncoder
+    from cfgdistill.export import export
+
+    model, card = _load(given.folder)
+    recipe, data = _recipe_of(card, given.folder), _data_of(card, given.folder)
+    about = {
+        "data": f"{data.name} {data.split}, {len(data)} images, sha256 {data.images.hash[:16]}",
+        "recipe": asdict(recipe),
+        "minutes of its own training": card["minutes"],
+        "weights": card["sha256"],
+    }
+    parts = {"class_names": data.class_names}
+    if "text" in _core(model).net.config:
+        text = _base_text(recipe) or TextEncoder(data.text.tokenizer, _core(model).net.text)
+        parts = {"vae": data.vae, "text": text}
+    return {"folder": str(export(_core(model), given.to, about=about, **parts))}
+
+
 # ---- what the verbs share -------------------------------------------------------------------
 
 
@@ -325,9 +366,9 @@ BATCH = 125  # images sampled at once
 
 def _recipe(given):
     """The recipe that was asked for, and its data; what cannot work later is refused at once."""
-    from cfgdistill.data import load_data
     from cfgdistill.denoiser import check_w
     from cfgdistill.distillation import WEIGHTINGS
+    from cfgdistill.stages import load_recipe_data
     from cfgdistill.training import halvings
 
     one_of("data set", given.dataset, dict.fromkeys(row.dataset for row in RECIPES))
@@ -339,17 +380,22 @@ def _recipe(given):
     halvings(recipe.start)
     check_w(recipe.w_min, 0.0, recipe.w_max)
     Path(given.out).mkdir(parents=True, exist_ok=True)
-    return recipe, load_data(recipe.dataset, "train", recipe.images)
+    return recipe, load_recipe_data(recipe, given.out)
 
 
 # What --set takes, in words and as a test: for single entries, else by the type of the entry.
 ALLOWED = {
     "seed": ("a whole number from 0 on", lambda v: type(v) is int and 0 <= v < 2**63),
+    **dict.fromkeys(
+        ("autoencoder", "data_free", "lora"),
+        ("a whole number from 0 on", lambda v: type(v) is int and v >= 0),
+    ),
     **dict.fromkeys(("ema", "drop"), ("a number in [0, 1]", lambda v: 0 <= v <= 1)),
     int: ("a whole number from 1 on", lambda v: type(v) is int and v > 0),
     int | None: ("a whole number from 1 on, or None", lambda v: v is None or v > 0),
     float: ("a number from 0 on", lambda v: 0 <= v < math.inf),
     bool: ("True or False", lambda v: type(v) is bool),
+    str | None: ("a name, a folder or None", lambda v: v is None or type(v) is str),
     str: ("a word", lambda v: type(v) is str),
     tuple[int, ...]: (
         "multiples of 8, one per resolution",
@@ -382,12 +428,48 @@ def _recipe_of(card: dict, folder: str) -> Recipe:
     """The recipe that a model was trained with."""
     try:
         kept = card["recipe"]
-        return Recipe(**kept | {"channels": tuple(kept["channels"])})
+        return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"The card in {folder} names no recipe, so its data set is unknown: "
             "evaluate a model that `train` or `distill` wrote."
         ) from error
+
+
+def _out_of(recipe: Recipe, folder: str) -> Path:
+    """The folder in which all models of a recipe are kept, above that of one of them."""
+    homes = [p.parent for p in Path(folder).absolute().parents if p.name == recipe.name]
+    return (homes or [Path("out")])[0]
+
+
+def _data_of(card: dict, folder: str):
+    """What a model was trained on."""
+    from cfgdistill.stages import load_recipe_data
+
+    recipe = _recipe_of(card, folder)
+    return load_recipe_data(recipe, _out_of(recipe, folder))
+
+
+def _base_text(recipe: Recipe):
+    """The text encoder of a Stable Diffusion pipeline; None for models with one of their own."""
+    from cfgdistill.encoders import TextEncoder
+    from cfgdistill.stable_diffusion import open_pipeline
+
+    if recipe.base is None:
+        return None
+    pipe = open_pipeline(recipe.base)
+    return TextEncoder(pipe.tokenizer, pipe.text_encoder).eval()
+
+
+def _conditions(recipe: Recipe, data, captions: list[str]):
+    """Captions as what a text-to-image model is given: tokens, or the embeddings of its base."""
+    import torch
+
+    text = _base_text(recipe)
+    if text is None:
+        return data.text.tokens(captions)
+    with torch.no_grad():
+        return text(text.tokens(captions))
 
 
 def _load(folder: str):
@@ -403,9 +485,11 @@ def _load(folder: str):
         )
     if "sample_size" not in model.net.config:
         raise ValueError(f"{folder} holds a model of points, not of images: see notebook 01.")
+    card = read_card(folder)
     if model.w_range is None:
-        model = GuidedDenoiser(model, null=model.num_classes)
-    return model, read_card(folder)
+        text = "text" in model.net.config
+        model = GuidedDenoiser(model, _data_of(card, folder).null if text else model.num_classes)
+    return model, card
 
 
 def _core(model):

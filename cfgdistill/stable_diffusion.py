@@ -1,0 +1,296 @@
+"""Stable Diffusion 1.x and 2.x as teachers: opened by name, made to say v, with cached data.
+
+Nothing is trained here. `stages` does that, with the same functions as for every other teacher:
+get_recipe("sd", "colab", base="stable-diffusion-v1-5/stable-diffusion-v1-5", source="owner/name").
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cfgdistill.checkpoints import fingerprint
+from cfgdistill.config import Recipe, one_of
+from cfgdistill.data import load_captioned
+from cfgdistill.denoiser import Denoiser
+from cfgdistill.encoders import (
+    Latents,
+    TextEncoder,
+    VAEEncoder,
+    build_text_encoder,
+    cached,
+    cached_latents,
+)
+from cfgdistill.guidance import GuidedDenoiser
+from cfgdistill.sampling import ddim, last
+from cfgdistill.schedules import DiscreteSchedule
+from cfgdistill.training import mixed_precision, random_at
+from cfgdistill.unets import TIMESTEPS, TextUNet, add_lora
+
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}  # diffusers' word: ours
+OWN_W = 6.5  # at which a teacher paints its own data; guidance_scale 7.5, the pipelines' default
+PART = 16  # images that are painted at once, and kept at once
+
+
+def open_pipeline(base: str):
+    """The Stable Diffusion 1.x or 2.x pipeline of this name on the hub or in this folder, float32.
+
+    OSError where it cannot be had, ValueError where it is another kind of pipeline; one sentence
+    each.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        kind = StableDiffusionPipeline.load_config(base)["_class_name"]
+        if kind == "StableDiffusionPipeline":
+            pipe = StableDiffusionPipeline.from_pretrained(
+                base, safety_checker=None, requires_safety_checker=False
+            )
+    except Exception as error:  # of the hub, http and safetensors, each with kinds of its own
+        raise OSError(
+            f"The pipeline {base!r} could not be had ({type(error).__name__}): connect to the "
+            "network, check the name and whether its licence was accepted, or name a folder that "
+            "save_pretrained has written."
+        ) from error
+    if kind != "StableDiffusionPipeline":
+        raise ValueError(
+            f"{base!r} is a {kind}, not a text-to-image pipeline of Stable Diffusion 1.x or 2.x: "
+            "SDXL has two text encoders, and inpainting models a U-Net with 9 inputs. Name one "
+            "such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'."
+        )
+    config, channels = pipe.unet.config, pipe.vae.config.latent_channels
+    if (config.in_channels, config.out_channels) != (channels, channels):
+        raise ValueError(
+            f"The U-Net of {base!r} takes {config.in_channels} channels and gives "
+            f"{config.out_channels}, its latents have {channels}: name a text-to-image model, not "
+            "one for inpainting or editing."
+        )
+    if config.time_cond_proj_dim is not None:
+        raise ValueError(
+            f"The U-Net of {base!r} has an input for w, so it is a student already: name the "
+            "teacher it was made from."
+        )
+    if not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"The scheduler of {base!r}, {type(pipe.scheduler).__name__}, has no alphas_cumprod: "
+            "flow matching is not Stable Diffusion 1.x or 2.x. Name one of those."
+        )
+    one_of("prediction type", pipe.scheduler.config.prediction_type, PREDICTIONS)
+    return pipe
+
+
+def base_denoiser(pipe) -> Denoiser:
+    """The pipeline's U-Net as it is, on its own schedule: guided, it samples as the pipeline does.
+
+    `GuidedDenoiser(base_denoiser(pipe), empty)` at w equals stock DDIM with trailing steps and
+    guidance_scale 1 + w. Conditions are embeddings [b, n, d].
+    """
+    table = pipe.scheduler.alphas_cumprod
+    said = PREDICTIONS[pipe.scheduler.config.prediction_type]
+    return Denoiser(TextUNet(pipe.unet, timesteps=len(table)), DiscreteSchedule(table), said).eval()
+
+
+def v_schedule(pipe) -> DiscreteSchedule:
+    """The pipeline's schedule with zero terminal SNR, as a table of 1024 entries.
+
+    1024 and not 1000, so that every grid time i/N is an entry, and stock diffusers, which only
+    counts in entries, takes exactly our steps.
+    """
+    return DiscreteSchedule(pipe.scheduler.alphas_cumprod).zero_terminal_snr().resampled(TIMESTEPS)
+
+
+def v_teacher(recipe: Recipe) -> Denoiser:
+    """What the teacher's stage starts from: the base's weights, about to learn to say v.
+
+    eps says nothing about x as t -> 1, and one-step students have nothing but t = 1. With
+    recipe.lora the weights stay, in half precision on a GPU, and low-rank changes are trained.
+    """
+    if (recipe.prediction_type, recipe.pretrained) != ("v", True):
+        raise ValueError(
+            "Students of Stable Diffusion say v and start with its weights: leave prediction_type "
+            "and pretrained as they are."
+        )
+    pipe = _open(recipe)
+    unet = pipe.unet
+    if recipe.checkpointing:
+        unet.enable_gradient_checkpointing()
+    if recipe.lora:
+        net = add_lora(unet, recipe.base, recipe.lora, half=_half(recipe), seed=recipe.seed)
+    else:
+        net = TextUNet(unet)
+    return Denoiser(net, v_schedule(pipe), "v")
+
+
+def load_latents(recipe: Recipe, folder: str | Path, split: str = "train") -> Latents:
+    """Captioned images through the base's autoencoder and text encoder, computed once.
+
+    Both are kept in `folder`: latents [n, c, h, h], and embeddings [n, l, d] in half precision for
+    conditions. With recipe.data_free the latents are the base's own guided samples for the captions
+    instead. The encoders leave the GPU again.
+    """
+    pipe = _open(recipe)
+    images = load_captioned(recipe.source, split, size=recipe.size, images=recipe.images)
+    if images.shape == (0,) and not recipe.data_free:
+        raise ValueError(
+            f"{recipe.source} has captions and no images: set data_free=20, say, and the base "
+            "paints them in 20 steps each."
+        )
+    device = _device()
+    text = TextEncoder(pipe.tokenizer, pipe.text_encoder).eval().to(device)
+    embeddings = cached_embeddings(text, [*images.class_names, ""], folder)
+    conds, empty = embeddings[:-1], embeddings[-1]
+    text.cpu()
+    vae = VAEEncoder(pipe.vae)
+    if recipe.data_free:
+        teacher = GuidedDenoiser(base_denoiser(pipe).to(device), empty)
+        how = {"steps": recipe.data_free, "w": OWN_W, "seed": recipe.seed}
+        with _autocast(recipe):
+            latents = own_latents(teacher, conds, folder, **how)
+    else:
+        latents = cached_latents(vae.to(device), images, folder, batch=8)
+        vae.cpu()
+    return Latents(
+        name=images.name,
+        split=images.split,
+        stored=latents,
+        labels=conds,
+        class_names=images.class_names,
+        levels=None,
+        pictures=images,
+        vae=vae,
+        empty=empty,
+    )
+
+
+@torch.no_grad()
+def cached_embeddings(text: TextEncoder, captions: list[str], folder: str | Path) -> Tensor:
+    """Embeddings [n, l, d] of captions in float16, computed once for these tokens and weights."""
+    tokens = text.tokens(captions)
+    device = next(text.parameters()).device
+    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    return cached(
+        folder,
+        "embeddings",
+        f"{digest[:16]}-{list(tokens.shape)}-{fingerprint(text)}",
+        lambda: torch.cat([text(part.to(device)).half().cpu() for part in tokens.split(64)]),
+    )
+
+
+def own_latents(
+    teacher: GuidedDenoiser,
+    conds: Tensor,
+    folder: str | Path,
+    *,
+    steps: int,
+    w: float = OWN_W,
+    seed: int = 0,
+) -> Tensor:
+    """The teacher's own samples for embeddings conds [n, l, d], by DDIM: [n, c, h, h].
+
+    They are kept as they come, in parts, under everything that they depend on. The noise of image i
+    is a matter of the seed and of i alone.
+    """
+    unet = teacher.denoiser.net.unet
+    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    device, about = next(unet.parameters()).device, json.dumps(teacher.denoiser.describe())
+    model = f"{fingerprint(teacher)}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+
+    def paint(rows: Tensor) -> Tensor:
+        noises = [torch.randn(shape, generator=random_at(seed, "own", i)) for i in rows.tolist()]
+        z, cond = torch.stack(noises).to(device), conds[rows].to(device)
+        return last(ddim(teacher, z, steps, cond, w)).float().cpu()
+
+    parts = []
+    for rows in torch.arange(len(conds)).split(PART):
+        asked = torch.cat([conds[rows], teacher.null[None]]).contiguous().view(torch.uint8)
+        digest = hashlib.sha256(asked.numpy().tobytes()).hexdigest()
+        key = f"{digest[:16]}-{model}-steps={steps}-w={w:g}-seed={seed}-from={rows[0]}"
+        parts.append(cached(folder, "own", key, lambda rows=rows: paint(rows)))
+    return torch.cat(parts)
+
+
+def _open(recipe: Recipe):
+    """The pipeline of a recipe; ValueError where it names none, or images of another size."""
+    if recipe.base is None:
+        raise ValueError(
+            "A recipe of the data set 'sd' needs a pipeline: pass base=, a name such as "
+            "'stable-diffusion-v1-5/stable-diffusion-v1-5' or a folder."
+        )
+    pipe = open_pipeline(recipe.base)
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    if recipe.size != size:
+        raise ValueError(
+            f"{recipe.base!r} makes images of {size} x {size}, and the recipe says {recipe.size}: "
+            f"pass size={size}."
+        )
+    return pipe
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _half(recipe: Recipe) -> torch.dtype | None:
+    """What frozen weights are kept in: half precision for mixed training on a GPU."""
+    if recipe.precision != "mixed" or not torch.cuda.is_available():
+        return None
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision()]
+
+
+def _autocast(recipe: Recipe):
+    half = _half(recipe)
+    return torch.autocast(_device(), half, enabled=half is not None)
+
+
+def tiny_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "epsilon") -> str:
+    """A pipeline with the parts of Stable Diffusion 1.5, a thousandth of its size, random weights.
+
+    For dry runs: everything that is done to the real one can be tried on it in seconds, on a CPU
+    and without a network. Its pictures, 16 x 16, are noise. The folder's name comes back.
+    """
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+
+    words = ("a photo of a red apple", "a painting of two cats", "blue heart")
+    text = build_text_encoder(words, vocabulary=600, length=12, width=32, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = StableDiffusionPipeline(
+            vae=AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                block_out_channels=(16, 16),
+                latent_channels=4,
+                norm_num_groups=8,
+            ),
+            text_encoder=text.model,
+            tokenizer=text.tokenizer,
+            unet=UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(32, 64),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=32,
+                norm_num_groups=8,
+            ),
+            scheduler=PNDMScheduler(  # as Stable Diffusion's scheduler/scheduler_config.json
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                prediction_type=prediction_type,
+                skip_prk_steps=True,
+                steps_offset=1,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipe.save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,603 @@
+"""Stable Diffusion as a teacher, on a pipeline of the same parts with random weights."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+
+import cfgdistill.training as training
+from cfgdistill import Denoiser, GuidedDenoiser, cli, ddim, get_recipe, last, stages
+from cfgdistill.checkpoints import read_card, read_tensors, save_weights
+from cfgdistill.data import load_captioned
+from cfgdistill.encoders import Latents, TextEncoder, VAEEncoder
+from cfgdistill.export import export
+from cfgdistill.stable_diffusion import (
+    OWN_W,
+    PART,
+    base_denoiser,
+    cached_embeddings,
+    load_latents,
+    open_pipeline,
+    own_latents,
+    tiny_pipeline,
+    v_schedule,
+    v_teacher,
+)
+from cfgdistill.training import random_at, teacher_loss, train
+from cfgdistill.unets import add_lora, add_w_conditioning, load
+
+CAPTIONS = ["a red apple", "two cats"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_pipeline(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipe(base):
+    pipe = open_pipeline(base)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def text(pipe):
+    return TextEncoder(pipe.tokenizer, pipe.text_encoder)
+
+
+def embed(text, captions):
+    with torch.no_grad():
+        return text(text.tokens(captions))
+
+
+def noise(n=2, seed=5):
+    return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny(base, **changes):
+    return get_recipe("sd", "smoke", base=base, **changes)
+
+
+def moved(denoiser, seed=1):
+    """The same denoiser with changes of rank r, and a projection of w, that are no longer 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for key, p in denoiser.net.named_parameters():
+        if "lora_B" in key or "cond_proj" in key:
+            p.data = torch.randn(p.shape, generator=generator) / 10
+    return denoiser.eval()
+
+
+def refused(kind, *words):
+    """One sentence, on one line, that has all of these words in this order."""
+    pattern = ".*".join(map(re.escape, words))
+    return pytest.raises(kind, match=rf"(?s)^(?!.*\n).*{pattern}.*\.$")
+
+
+# ---- what the teacher is --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 5, 20])  # they divide 1000, as stock diffusers needs it
+def test_the_guided_base_samples_as_the_stock_pipeline_does(tmp_path, said, steps):
+    stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline(tmp_path, prediction_type=said))
+    how = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config, **how)
+    stock.set_progress_bar_config(disable=True)
+    found = stock(
+        CAPTIONS,
+        latents=noise(),
+        num_inference_steps=steps,
+        guidance_scale=4.0,
+        output_type="latent",
+    ).images
+    pipe = open_pipeline(str(tmp_path))
+    text = TextEncoder(pipe.tokenizer, pipe.text_encoder)
+    teacher = GuidedDenoiser(base_denoiser(pipe), embed(text, [""])[0])
+    assert teacher.denoiser.prediction_type == {"epsilon": "eps", "v_prediction": "v"}[said]
+    ours = last(ddim(teacher, noise(), steps, embed(text, CAPTIONS), 3.0))
+    torch.testing.assert_close(ours, found, atol=1e-4, rtol=1e-4)
+
+
+def test_a_base_comes_back_from_a_folder_with_its_1000_steps_and_its_schedule(pipe, text, tmp_path):
+    teacher = base_denoiser(pipe)
+    save_weights(teacher, tmp_path, {})
+    again, cond = load(tmp_path), embed(text, CAPTIONS)
+    assert again.net.timesteps == 1000 and again.prediction_type == "eps"
+    assert torch.equal(again.schedule.angles, teacher.schedule.angles)
+    assert torch.equal(again(noise(), 0.7, cond).eps, teacher(noise(), 0.7, cond).eps)
+
+
+def test_the_v_teachers_schedule_ends_in_noise_and_follows_the_bases_own(pipe):
+    schedule, own = v_schedule(pipe), base_denoiser(pipe).schedule
+    assert len(schedule.alphas_cumprod) == 1024
+    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).double()
+    (alpha, sigma), (known, _) = schedule.alpha_sigma(t), own.alpha_sigma(t)
+    assert (alpha[0], sigma[0], alpha[-1], sigma[-1]) == (1, 0, 0, 1)
+    # Lin et al.: shift by alpha_1 = 0.0683, scale such that the first entry, 0.99957, stays.
+    a0, a1 = own.alphas_cumprod[0].sqrt(), own.alphas_cumprod[-1].sqrt()
+    assert a1.item() == pytest.approx(0.06827, abs=1e-4)
+    expected = (known[1:-1] - a1) * a0 / (a0 - a1)
+    torch.testing.assert_close(alpha[1:-1], expected, atol=1e-6, rtol=0)
+
+
+def test_with_changes_of_0_the_v_teacher_says_what_the_base_says(base, pipe, text):
+    teacher = v_teacher(tiny(base)).eval()
+    assert teacher.prediction_type == "v" and teacher.net.timesteps == 1024
+    cond = embed(text, CAPTIONS)
+    with torch.no_grad():
+        stock = pipe.unet(noise(), 511.0, cond).sample
+        torch.testing.assert_close(teacher(noise(), 0.5, cond).v, stock, atol=1e-6, rtol=0)
+        assert (moved(teacher)(noise(), 0.5, cond).v - stock).abs().max() > 1e-3
+
+
+# ---- what is trained, what is kept ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(base, tmp_path_factory):
+    return load_latents(tiny(base), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def out(base, tmp_path_factory):
+    """A finished run of all stages with low-rank changes."""
+    recipe, folder = tiny(base), tmp_path_factory.mktemp("out")
+    list(stages.train_stage_two(recipe, stages.load_recipe_data(recipe, folder), folder))
+    return folder / recipe.name
+
+
+def test_every_stage_keeps_its_changes_alone_and_comes_back_from_its_folder(base, out, data):
+    names = ["teacher", "stage-one", *(f"stage-two/steps-{n}" for n in (4, 2, 1))]
+    models = {name: load(out / name) for name in names}
+    cond = data.labels[:2]
+    for name, model in models.items():
+        kept, _ = read_tensors(out / name / "model.safetensors")
+        with_w = name != "teacher"
+        assert all("lora_" in key or "cond_proj" in key for key in kept)
+        assert any("cond_proj" in key for key in kept) == with_w
+        assert any(value.abs().max() > 0 for key, value in kept.items() if "lora_B" in key)
+        assert model.prediction_type == "v" and model.schedule.alphas_cumprod[-1] == 0
+        assert model.net.unet.config.time_cond_proj_dim == (64 if with_w else None)
+    known = {"teacher": None, "stage-one": None, "stage-two/steps-4": 4, "stage-two/steps-1": 1}
+    assert {name: models[name].steps for name in known} == known
+    # Found again, not trained again: the same network from the stages and from its folder.
+    again = next(stages.train_stage_two(tiny(base), data, out.parent))
+    ours = again(noise(), 0.5, cond, 3.0).v
+    assert torch.equal(ours, models["stage-two/steps-4"](noise(), 0.5, cond, 3.0).v)
+    assert not torch.equal(ours, models["stage-one"](noise(), 0.5, cond, 3.0).v)
+    about = read_card(out / "stage-one")["about"]
+    assert about["teacher"] == read_card(out / "teacher")["sha256"]
+
+
+def test_the_base_stays_bit_for_bit_and_only_changes_and_the_w_projection_move(base, data):
+    teacher = moved(v_teacher(tiny(base)))
+    student = add_w_conditioning(teacher, (0.0, 8.0))
+    before = {key: p.detach().clone() for key, p in student.net.named_parameters()}
+    guided = GuidedDenoiser(teacher, data.null)
+    how = dict(name="one", updates=2, batch=2, rate=1e-3)
+    list(train(student, training.stage_one_loss(guided, (0.0, 8.0)), data, **how))
+    changed = {k for k, p in student.net.named_parameters() if not torch.equal(p, before[k])}
+    assert changed == {k for k in before if "lora_" in k or "cond_proj" in k}
+    own = {p.data_ptr() for p in student.parameters()}
+    assert not own & {p.data_ptr() for p in teacher.parameters()}
+
+
+def test_low_rank_changes_learn_to_say_v(base, data):
+    teacher = v_teacher(tiny(base))
+    how = dict(name="teacher", updates=60, batch=8, rate=1e-2)
+    losses = [u.loss for u in train(teacher, teacher_loss(data.null, 0.1), data, **how)]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def run(base, data, folder, stop=None):
+    teacher = v_teacher(tiny(base))
+    how = dict(name="teacher", updates=5, batch=2, rate=1e-2, ema=0.9, folder=folder)
+    updates = train(teacher, teacher_loss(data.null, 0.1), data, **how)
+    for update in updates:
+        if update.number == stop:
+            updates.close()
+            break
+    return teacher
+
+
+def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(base, data, tmp_path):
+    run(base, data, tmp_path / "a", stop=2)
+    state, _ = read_tensors(tmp_path / "a" / "training.safetensors")
+    trained = {k for k in state if k.startswith("net.")}
+    assert trained and all("lora_" in key for key in trained)
+    numbers = sum(state[key].numel() for key in trained)
+    every = sum(value.numel() for value in state.values())
+    assert every < 4.1 * numbers  # themselves, two moments of Adam, the average; and no base
+    one, other = run(base, data, tmp_path / "a"), run(base, data, tmp_path / "b")
+    assert one.net.state_dict().keys() == {key[4:] for key in trained}
+    for key, value in one.net.state_dict().items():
+        assert torch.equal(value, other.net.state_dict()[key])
+
+
+def test_without_a_rank_all_weights_are_trained_and_kept(base, data, tmp_path):
+    recipe = tiny(base, lora=0, teacher=1)
+    teacher = stages.train_teacher(recipe, data, tmp_path)
+    folder = tmp_path / "sd-smoke" / "teacher-lora=0"
+    start, again = v_teacher(recipe).net.state_dict(), load(folder)
+    ours = teacher.net.state_dict()
+    assert start.keys() == ours.keys() == read_tensors(folder / "model.safetensors")[0].keys()
+    assert sum(not torch.equal(ours[key], start[key]) for key in ours) > len(ours) / 2
+    cond = data.labels[:2]
+    assert torch.equal(again(noise(), 0.5, cond).v, teacher(noise(), 0.5, cond).v)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_another_base_is_another_run(base, data, tmp_path, rank):
+    stages.train_teacher(tiny(base, lora=rank, teacher=1), data, tmp_path / "out")
+    other = tiny(tiny_pipeline(tmp_path / "other", seed=1), lora=rank, teacher=1)
+    with refused(ValueError, "holds another run"):
+        stages.train_teacher(other, data, tmp_path / "out")
+    # The same weights under another name are no other run.
+    same = tiny(tiny_pipeline(tmp_path / "again"), lora=rank, teacher=1)
+    stages.train_teacher(same, data, tmp_path / "out")
+
+
+def test_changes_are_not_added_to_a_base_that_is_another_one_now(tmp_path):
+    name = tiny_pipeline(tmp_path / "base")
+    save_weights(v_teacher(tiny(name)), tmp_path / "teacher", {})
+    load(tmp_path / "teacher")
+    tiny_pipeline(tmp_path / "base", seed=1)
+    with refused(ValueError, "is not the one that this model was trained on"):
+        load(tmp_path / "teacher")
+    (tmp_path / "base").rename(tmp_path / "gone")
+    with refused(OSError, "The U-Net of", "could not be had"):
+        load(tmp_path / "teacher")
+
+
+# ---- what makes it fit ----------------------------------------------------------------------
+
+
+def test_a_base_in_half_precision_is_asked_in_it_and_trained_beside_it_in_float32(base, pipe, text):
+    net = add_lora(open_pipeline(base).unet, base, 4, half=torch.bfloat16)
+    denoiser = moved(add_w_conditioning(Denoiser(net, v_schedule(pipe)), (0.0, 8.0)))
+    trained = {p.dtype for p in denoiser.parameters() if p.requires_grad}
+    frozen = {p.dtype for p in denoiser.parameters() if not p.requires_grad}
+    assert (trained, frozen) == ({torch.float32}, {torch.bfloat16})
+    exact = moved(add_w_conditioning(v_teacher(tiny(base)), (0.0, 8.0)))
+    cond = embed(text, CAPTIONS)
+    with torch.no_grad():
+        a, b = denoiser(noise(), 0.5, cond, 3.0).v, exact(noise(), 0.5, cond, 3.0).v
+    assert a.dtype == torch.float32
+    assert 0 < (a - b).abs().max() < 0.05 * b.abs().max()
+    denoiser(noise(), 0.5, cond, 3.0).v.square().sum().backward()
+    assert all(p.grad is not None for p in denoiser.parameters() if p.requires_grad)
+
+
+def test_half_precision_checkpointing_and_changes_train_and_resume_together(base, data, tmp_path):
+    def run(folder, stop=None):
+        unet = open_pipeline(base).unet
+        unet.enable_gradient_checkpointing()
+        net = add_lora(unet, base, 4, half=torch.bfloat16)
+        before = {k: p.detach().clone() for k, p in net.named_parameters() if not p.requires_grad}
+        teacher = Denoiser(net, v_schedule(open_pipeline(base)))
+        AcceleratorState._reset_state()
+        how = dict(name="teacher", updates=4, batch=2, rate=1e-2, folder=folder)
+        how["accelerator"] = Accelerator(mixed_precision="bf16", cpu=True)
+        updates = train(teacher, teacher_loss(data.null, 0.1), data, **how)
+        for update in updates:
+            if update.number == stop:
+                updates.close()
+                break
+        after = dict(teacher.net.named_parameters())
+        assert before and all(torch.equal(after[key], value) for key, value in before.items())
+        return teacher.net.state_dict()
+
+    run(tmp_path / "a", stop=2)
+    one, other = run(tmp_path / "a"), run(tmp_path / "b")
+    AcceleratorState._reset_state()
+    assert {value.dtype for value in one.values()} == {torch.float32}
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert any(value.abs().max() > 0 for key, value in one.items() if "lora_B" in key)
+
+
+def test_checkpointing_keeps_less_and_gives_the_same_gradients(base, text):
+    found = {}
+    for on in (False, True):
+        teacher, kept = moved(v_teacher(tiny(base, checkpointing=on))), []
+
+        def keep(x, kept=kept):
+            kept.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            v = teacher(noise(), 0.5, embed(text, CAPTIONS)).v
+        v.square().sum().backward()
+        grads = {k: p.grad for k, p in teacher.named_parameters() if p.requires_grad}
+        found[on] = sum(kept), grads
+    assert found[True][0] < found[False][0] / 2
+    for key, grad in found[False][1].items():
+        torch.testing.assert_close(found[True][1][key], grad)
+
+
+class CountsInPython(torch.optim.Optimizer):
+    """Momentum that, as 8-bit Adam does, counts its steps in Python."""
+
+    def __init__(self, groups, rate):
+        super().__init__(groups, {"lr": rate})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                state["step"] = state.get("step", 0) + 1
+                assert type(state["step"]) is int
+                moment = 0.9 * state.get("moment", torch.zeros_like(p)) + p.grad
+                state["moment"] = moment
+                p -= group["lr"] * moment / state["step"]
+
+
+def test_an_optimizer_that_counts_in_python_resumes_too_and_fits_no_other(
+    base, data, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_adam", lambda groups, rate, eight: CountsInPython(groups, rate))
+        run(base, data, tmp_path / "a", stop=2)
+        one, other = run(base, data, tmp_path / "a"), run(base, data, tmp_path / "b")
+        for key, value in one.net.state_dict().items():
+            assert torch.equal(value, other.net.state_dict()[key])
+        run(base, data, tmp_path / "c", stop=2)
+    with refused(ValueError, "optimizer is 'CountsInPython' there and 'AdamW' here"):
+        run(base, data, tmp_path / "c")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there 8 bits are possible")
+def test_without_a_gpu_eight_bits_are_ordinary_adam():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(3))]}]
+    assert type(training._adam(groups, 0.1, True)) is torch.optim.AdamW
+
+
+# ---- to stock diffusers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_exported_student_is_a_plain_pipeline_that_makes_the_same_latents(
+    base, pipe, text, tmp_path, rank
+):
+    student = moved(add_w_conditioning(v_teacher(tiny(base, lora=rank)), (0.0, 8.0)))
+    before = {key: value.clone() for key, value in student.net.state_dict().items()}
+    export(student, tmp_path, vae=VAEEncoder(pipe.vae), text=text)
+    after = student.net.state_dict()  # nothing was merged in place
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path)
+    stock.set_progress_bar_config(disable=True)
+    assert stock.unet.state_dict().keys() - {"time_embedding.cond_proj.weight"} == set(
+        pipe.unet.state_dict()
+    )
+    calls = []
+    stock.unet.register_forward_hook(lambda *given: calls.append(1))
+    for steps in (1, 2, 4, 8):
+        calls.clear()
+        how = {"num_inference_steps": steps, "guidance_scale": 4.0}
+        found = stock(CAPTIONS, latents=noise(), output_type="latent", **how).images
+        ours = last(ddim(student, noise(), steps, embed(text, CAPTIONS), 3.0))
+        torch.testing.assert_close(found, ours, atol=1e-4, rtol=1e-4)
+        assert len(calls) == steps
+    one = stock(CAPTIONS, latents=noise(), output_type="pt", **how).images
+    pixels = (VAEEncoder(pipe.vae).decode(ours) + 1) / 2
+    torch.testing.assert_close(one, pixels, atol=1e-4, rtol=0)
+
+
+def test_a_student_on_the_bases_own_1000_steps_is_not_exported(pipe, text, tmp_path):
+    own = base_denoiser(pipe)
+    own = Denoiser(own.net, own.schedule, "v")
+    with refused(ValueError, "counts 1000 time steps", "1024"):
+        export(
+            add_w_conditioning(own, (0.0, 8.0)), tmp_path / "x", vae=VAEEncoder(pipe.vae), text=text
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_from_the_command_line_a_base_becomes_a_student_a_picture_and_a_stock_folder(
+    base, text, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("CI", "1")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    out = tmp_path / "out"
+    settings = ["--set", f"base={base}", "--dataset", "sd", "--profile", "smoke", "--out", str(out)]
+
+    def verb(*words):
+        assert cli.main([*map(str, words)]) == 0, capsys.readouterr().err
+        return json.loads(capsys.readouterr().out)
+
+    verb("distill", *settings)
+    folder = out / "sd-smoke" / "stage-two" / "steps-2"
+    file = tmp_path / "two.safetensors"
+    sampled = verb("sample", folder, "--prompt", CAPTIONS[1], "--n", 1, "--w", 3, "--to", file)
+    assert sampled["nfe"] == 2
+    verb("export", folder, "--to", tmp_path / "stock")
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")
+    stock.set_progress_bar_config(disable=True)
+    how = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "pt"}
+    theirs = stock(CAPTIONS[1:], latents=noise(1, seed=0), **how).images
+    ours = (read_tensors(file)[0]["images"] + 1) / 2  # --seed is 0 unless told
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    assert ours.shape == (1, 3, 16, 16) and ours.std() > 0.01
+
+
+# ---- data -----------------------------------------------------------------------------------
+
+
+def test_latents_and_embeddings_are_those_of_the_stock_pipeline(base, pipe, data):
+    images = load_captioned("emoji", size=16, images=8)
+    x, _ = images.all()
+    with torch.no_grad():
+        z = pipe.vae.encode(x).latent_dist.mode() * pipe.vae.config.scaling_factor
+        prompts, empty = pipe.encode_prompt(list(images.class_names), "cpu", 1, True)
+    assert isinstance(data, Latents) and data.text is None
+    torch.testing.assert_close(data.stored, z, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(data.labels, prompts.half(), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(data.null, empty[0].half(), atol=2e-3, rtol=1e-3)
+    assert data.class_names == images.class_names
+    decoded = pipe.vae.decode(z[:2] / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
+    torch.testing.assert_close(data.decode(z[:2]), decoded, atol=1e-5, rtol=1e-5)
+
+
+def test_encoders_are_asked_once_for_the_same_captions_and_images(
+    base, text, tmp_path, monkeypatch
+):
+    first, calls = load_latents(tiny(base), tmp_path), []
+    forward, encode = TextEncoder.forward, VAEEncoder.encode
+    monkeypatch.setattr(
+        TextEncoder, "forward", lambda self, a: (calls.append("text"), forward(self, a))[1]
+    )
+    monkeypatch.setattr(
+        VAEEncoder, "encode", lambda self, a: (calls.append("image"), encode(self, a))[1]
+    )
+    again = load_latents(tiny(base), tmp_path)
+    assert calls == [] and again.hash == first.hash
+    load_latents(tiny(base, images=5), tmp_path)
+    assert set(calls) == {"text", "image"} and len(list(tmp_path.iterdir())) == 4
+    calls.clear()
+    captions = [*first.class_names, ""]
+    assert len(cached_embeddings(text, captions, tmp_path)) == 9 and calls == []
+    with torch.no_grad():
+        other = TextEncoder(text.tokenizer, open_pipeline(base).text_encoder)
+        next(other.parameters()).add_(1)
+    cached_embeddings(other, captions, tmp_path)
+    assert calls == ["text"]
+
+
+def test_without_images_the_base_paints_its_own_as_the_stock_pipeline_would(base, pipe, tmp_path):
+    data = load_latents(tiny(base, data_free=5, images=3, seed=7), tmp_path)
+    shape = (4, 8, 8)
+    z = torch.stack([torch.randn(shape, generator=random_at(7, "own", i)) for i in range(3)])
+    how = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+    stock = StableDiffusionPipeline(
+        **pipe.components | {"scheduler": DDIMScheduler.from_config(pipe.scheduler.config, **how)},
+        requires_safety_checker=False,
+    )
+    stock.set_progress_bar_config(disable=True)
+    found = stock(
+        list(data.class_names),
+        latents=z,
+        num_inference_steps=5,
+        guidance_scale=7.5,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(data.stored, found, atol=1e-2, rtol=1e-2)  # embeddings in half
+
+
+def test_own_samples_are_kept_in_parts_under_all_that_they_depend_on(pipe, text, tmp_path):
+    conds = embed(text, [f"{i} apples" for i in range(PART + 2)])
+    teacher = GuidedDenoiser(base_denoiser(pipe), embed(text, [""])[0])
+
+    def paint(rows=slice(None), **more):
+        teacher.nfe = 0
+        return own_latents(teacher, conds[rows], tmp_path, **{"steps": 1} | more), teacher.nfe
+
+    some, nfe = paint(slice(PART))  # stopped after the first part
+    assert nfe == 2 and list(some.shape) == [PART, 4, 8, 8]
+    every, nfe = paint()
+    assert nfe == 2 and torch.equal(every[:PART], some)  # only the second part was missing
+    assert torch.equal(paint()[0], every) and paint()[1] == 0
+    for other in ({"seed": 1}, {"w": 2.0}, {"steps": 2}):
+        painted, nfe = paint(**other)
+        assert nfe == 4 * other.get("steps", 1) and not torch.equal(painted, every)
+    assert paint(w=OWN_W, seed=0)[1] == 0
+    said, teacher.denoiser.prediction_type = teacher.denoiser.prediction_type, "v"
+    assert paint()[1] == 4  # the same weights, which now mean something else
+    teacher.denoiser.prediction_type = said
+    alike = own_latents(teacher, conds[:1].repeat(2 * PART, 1, 1), tmp_path, steps=1)
+    assert len(alike.flatten(1).unique(dim=0)) == 2 * PART  # one caption, but no noise twice
+
+
+def test_captions_in_a_file_are_enough_where_the_base_paints(base, text, tmp_path):
+    lines = [f"{i} apples" for i in range(12)]
+    (tmp_path / "captions.txt").write_text("\n".join([*lines, "", " "]))
+    recipe = tiny(base, source=str(tmp_path / "captions.txt"), data_free=1, images=None)
+    data = load_latents(recipe, tmp_path)
+    assert data.class_names == (*lines[:9], *lines[10:]) and len(data) == 11
+    torch.testing.assert_close(data.labels, embed(text, data.class_names).half())
+    assert load_latents(recipe, tmp_path, "test").class_names == ("9 apples",)
+    assert load_latents(replace(recipe, images=2), tmp_path).class_names == ("0 apples", "1 apples")
+    x, cond = data.batch(torch.tensor([3, 10]))
+    assert list(x.shape) == [2, 4, 8, 8] and torch.equal(cond[1], data.labels[10])
+    with refused(ValueError, "has captions and no images: set data_free=20"):
+        load_latents(replace(recipe, data_free=0), tmp_path)
+    with refused(OSError, "could not be read"):
+        load_latents(replace(recipe, source="none.txt"), tmp_path)
+    (tmp_path / "captions.txt").write_text("one")
+    with refused(ValueError, "has no caption for the split 'test'"):
+        load_latents(recipe, tmp_path, "test")
+
+
+# ---- one sentence ---------------------------------------------------------------------------
+
+
+def test_a_name_that_leads_nowhere_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with refused(OSError, "'nobody/nothing' could not be had", "connect to the network"):
+        open_pipeline("nobody/nothing")
+    with refused(OSError, "could not be had"):
+        open_pipeline(str(tmp_path))
+
+
+def edited(base, folder, file, **changes):
+    """A copy of the tiny pipeline with other entries in one of its json files."""
+    open_pipeline(base).save_pretrained(folder)
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline"])
+def test_other_pipelines_are_not_stable_diffusion_1_or_2(base, tmp_path, kind):
+    name = edited(base, tmp_path, "model_index.json", _class_name=kind)
+    with refused(ValueError, kind, "two text encoders"):
+        open_pipeline(name)
+
+
+def test_a_unet_with_other_inputs_is_told(base, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    for changes, words in (
+        ({"in_channels": 9}, ("takes 9 channels and gives 4", "inpainting")),
+        ({"time_cond_proj_dim": 64}, ("has an input for w", "student already")),
+    ):
+        unet = UNet2DConditionModel.from_config(dict(pipe.unet.config) | changes)
+        unet.save_pretrained(tmp_path / "unet")
+        with refused(ValueError, *words):
+            open_pipeline(str(tmp_path))
+
+
+def test_a_schedule_that_is_not_one_of_noise_levels_is_told(base, tmp_path):
+    name = edited(base, tmp_path, "scheduler/scheduler_config.json", prediction_type="flow")
+    with refused(ValueError, "no prediction type 'flow'", "epsilon, v_prediction, sample"):
+        open_pipeline(name)
+    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with refused(ValueError, "FlowMatchEulerDiscreteScheduler", "no alphas_cumprod"):
+        open_pipeline(name)
+
+
+def test_a_recipe_that_cannot_be_run_is_told_before_any_work(base, data, tmp_path):
+    for recipe, words in (
+        (get_recipe("sd", "smoke"), ("needs a pipeline: pass base=",)),
+        (tiny(base, size=64), ("makes images of 16 x 16", "says 64: pass size=16")),
+    ):
+        with refused(ValueError, *words):
+            stages.load_recipe_data(recipe, tmp_path)
+    for changes in ({"prediction_type": "eps"}, {"pretrained": False}):
+        with refused(ValueError, "say v and start with its weights"):
+            stages.train_teacher(tiny(base, **changes), data, tmp_path)
+    with refused(ValueError, "no judge for sd: use metrics.clip_score"):
+        stages.train_classifier(tiny(base), data, tmp_path)
+    assert not list(tmp_path.iterdir())
