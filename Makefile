@@ -51,11 +51,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python tests/course.py demo --dataset '$(DATASET)' --profile '$(PROFILE)' --out '$(OUT)'
 
+# Two workers of one thread each: most of the time goes to starting processes and small networks.
 # pytest comes last, so that its own summary is the last line.
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests --jaxtyping-packages=cfgdistill,beartype.beartype
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup \
+	  --jaxtyping-packages=cfgdistill,beartype.beartype
 
 bench: $(STAMP)
 	@$(BIN)/python tests/bench.py --dataset '$(DATASET)' --profile '$(PROFILE)'

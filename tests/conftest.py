@@ -1,6 +1,15 @@
 """What all tests share. Nothing of cfgdistill is imported here: the shape checks come first."""
 
+import os
+import signal
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for one another
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's way with jobs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

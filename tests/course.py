@@ -1,7 +1,8 @@
-"""The notebooks as a command: `python tests/course.py build | check | run | demo`.
+"""The notebooks as a command: `python tests/course.py build | check | run | demo | demo-latent`.
 
 build  script -> executed .ipynb beside it        run   execute scripts with papermill
 check  is every .ipynb what its script says?      demo  run the pixel track, print its table
+                                                  demo-latent  the same for text-to-image
 
 The script is the source, always. Nothing here compares file times, as `jupytext --sync` does.
 """
@@ -101,6 +102,7 @@ def kernel_environment(folder: Path) -> dict[str, str]:
         "IPYTHONDIR": str(folder / "ipython"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",  # it misses torchvision, which nothing here needs
     }
     spec.write_text(json.dumps(kernel))
     before = os.environ.get("JUPYTER_PATH")
@@ -261,6 +263,14 @@ def _bad(output) -> Iterator[str]:
 # ---- the demo -------------------------------------------------------------------------------
 
 
+VALUES = {  # what the table shows of a row, where the row has it
+    "frechet_distance": ".2f",
+    "class_accuracy": ".1%",
+    "retrieval_score": ".1%",
+    "distance_to_teacher": ".3f",
+}
+
+
 def results_table(results: dict) -> str:
     """results.json as text: a row per model and steps, a column per w."""
     meta, rows = results["meta"], results["rows"]
@@ -273,16 +283,17 @@ def results_table(results: dict) -> str:
     def numbers(group: dict, value: str, form: str) -> list[str]:
         return [format(group[w][value], form) if w in group else "-" for w in weights]
 
+    values = {key: form for key, form in VALUES.items() if key in rows[0]}
     names = [f"w = {w:g}" for w in weights]
-    table = [["model", "steps", "NFE", *names, *names, "ms/image"]]
+    table = [["model", "steps", "NFE", *names * len(values), "ms/image"]]
     for (model, steps, nfe), group in groups.items():
         ms = sum(row["ms_per_image"] for row in group.values()) / len(group)
-        distances = numbers(group, "frechet_distance", ".2f")
-        accuracies = numbers(group, "class_accuracy", ".1%")
-        table.append([model, str(steps), str(nfe), *distances, *accuracies, f"{ms:.2f}"])
+        measured = [text for key, form in values.items() for text in numbers(group, key, form)]
+        table.append([model, str(steps), str(nfe), *measured, f"{ms:.2f}"])
     widths = [max(len(line[k]) for line in table) + 2 for k in range(len(table[0]))]
     heads = " " * sum(widths[:3])
-    for first, head in ((3, "Frechet distance"), (3 + len(weights), "class accuracy")):
+    for k, key in enumerate(values):
+        first, head = 3 + k * len(weights), key.replace("_", " ").replace("frechet", "Frechet")
         wanted = len(head) + 2 - sum(widths[first : first + len(weights)])
         widths[first] += max(0, wanted)
         heads += head.rjust(sum(widths[first : first + len(weights)]))
@@ -303,14 +314,25 @@ def results_table(results: dict) -> str:
     return "\n".join([*about, "", heads, *lines])
 
 
-def demo(scripts: list[Path], out: Path, standard: dict) -> None:
-    """Run the pixel track, convert it to HTML, and print the table of notebook 04."""
+# What a demo leaves beside its notebooks.
+PIXEL_FILES = {
+    "samples.png": "the teacher and the students, from the same noise",
+    "quality_vs_nfe.png": "quality against network evaluations",
+}
+LATENT_FILES = {
+    "prompts.png": "the teacher and the students, from the same noise and prompts",
+    "editing.png": "image to image, inpainting and style transfer in 3 to 8 evaluations",
+    "students/": "the students, as folders that stock diffusers loads",
+}
+
+
+def demo(scripts: list[Path], out: Path, standard: dict, files: dict[str, str]) -> None:
+    """Run a track of notebooks, convert it to HTML, and print the table of its results.json."""
     from nbconvert import HTMLExporter
 
     started = time.monotonic()
-    models = out / f"{standard['dataset']}-{standard['profile']}"
-    if any(models.glob("**/card.json")):
-        print(f"Trained models found in {models} are loaded; delete the folder to train again.")
+    if any(out.glob(f"*-{standard['profile']}/**/card.json")):
+        print(f"Trained models found in {out} are loaded; delete the folder to train again.")
     run(scripts, out, standard, {})
     (out / "html").mkdir(exist_ok=True)
     # The default template `lab` drops the alt text of figures.
@@ -322,15 +344,14 @@ def demo(scripts: list[Path], out: Path, standard: dict) -> None:
     try:
         results = json.loads((out / "results.json").read_text())
     except OSError:
-        raise SystemExit(f"{scripts[-1].stem} left no results.json in {out}.") from None
+        raise SystemExit(f"The notebooks left no results.json in {out}.") from None
     print(f"\n{results_table(results)}\n\nWhere to look in {out}:")
-    for name, what in (
-        ("samples.png", "the teacher and the students, from the same noise"),
-        ("quality_vs_nfe.png", "quality against network evaluations"),
-        ("results.json", "the numbers above"),
-        (f"html/{scripts[-1].stem}.html", "the last notebook, as a page; the others beside it"),
-        ("notebooks/", "the executed notebooks"),
-    ):
+    files = files | {
+        "results.json": "the numbers above",
+        f"html/{scripts[-1].stem}.html": "the last notebook, as a page; the others beside it",
+        "notebooks/": "the executed notebooks",
+    }
+    for name, what in files.items():
         print(f"  {name:<28}{what}" + ("" if (out / name).exists() else "  (missing)"))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all.")
 
@@ -357,9 +378,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         ("build", "laptop", "out", "execute scripts and write the .ipynb beside them"),
         ("run", "smoke", "out/run", "execute scripts with papermill"),
         ("demo", "laptop", "out/demo", "run the pixel track and print its table"),
+        ("demo-latent", "laptop", "out/demo-latent", "the same for text-to-image"),
     ):
         command = verbs.add_parser(verb, help=text)
-        if verb != "demo":
+        if not verb.startswith("demo"):
             command.add_argument("names", nargs="*", help="such as 02; default: all")
         command.add_argument("--dataset", default="digits")
         command.add_argument("--profile", default=profile)
@@ -399,8 +421,13 @@ def main(arguments: list[str] | None = None) -> None:
             scripts = select(options.notebooks, options.names)
             run(scripts, out, standard, dict(options.chosen))
         else:
-            track = [path for path in select(options.notebooks, []) if path.stem[:2] <= "04"]
-            demo(track, out, standard)
+            first, last, files = {
+                "demo": ("00", "04", PIXEL_FILES),
+                "demo-latent": ("08", "10", LATENT_FILES),
+            }[options.verb]
+            scripts = select(options.notebooks, [])
+            track = [path for path in scripts if first <= path.stem[:2] <= last]
+            demo(track, out, standard, files)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ import nbformat
 import pytest
 
 SCRIPTS = sorted((course.ROOT / "notebooks").glob("*.py"))
-PIXEL_TRACK = ["00", "01", "02", "03", "04", "05", "06", "07"]
-ON_IMAGES = [script for script in SCRIPTS if script.stem[:2] in PIXEL_TRACK[2:]]
+COURSE = [f"{number:02d}" for number in (*range(8), 11)]
+ON_IMAGES = [script for script in SCRIPTS if "02" <= script.stem[:2] <= "07"]
+
+pytestmark = pytest.mark.xdist_group("tool")  # one worker after the other would build it again
 
 TINY = """# ---
 # jupyter:
@@ -245,7 +247,7 @@ def test_the_demo_prints_its_table_and_writes_pages_with_alt_text(tiny, tmp_path
         JUPYTER_PATH=str(tmp_path / "home"),
     )
     assert demo.returncode == 0, demo.stderr
-    assert f"Trained models found in {out / 'digits-smoke'} are loaded" in demo.stdout
+    assert f"Trained models found in {out} are loaded" in demo.stdout
     assert re.search(r"\nstudent +4 +4 +20\.25 +99\.5% +1\.50\n", demo.stdout)
     assert demo.stdout.count("(missing)") == 2  # this notebook writes no samples.png, no curve
     assert 'alt="Two empty axes."' in (out / "html" / "04_tiny.html").read_text()
@@ -294,11 +296,12 @@ def test_nbval_notices_an_output_that_is_no_longer_true(pair, tmp_path):
 # ---- the notebooks --------------------------------------------------------------------------
 
 
-def test_the_pixel_track_is_complete_and_every_notebook_is_what_its_script_says():
-    assert [script.stem[:2] for script in SCRIPTS[: len(PIXEL_TRACK)]] == PIXEL_TRACK
+def test_the_course_is_complete_and_every_notebook_is_what_its_script_says():
+    assert [script.stem[:2] for script in SCRIPTS] == COURSE
     assert list(course.problems(course.ROOT / "notebooks")) == []
 
 
+@pytest.mark.xdist_group("notebooks")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_notebook_runs_at_smoke(script, course_out):
@@ -306,6 +309,7 @@ def test_notebook_runs_at_smoke(script, course_out):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.xdist_group("notebooks")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_checked_cells_of_notebook_repeat_what_is_stored(script, course_out, tmp_path):
@@ -314,6 +318,7 @@ def test_checked_cells_of_notebook_repeat_what_is_stored(script, course_out, tmp
 
 
 @pytest.mark.skipif(not os.environ.get("CFGDISTILL_DATA"), reason="CFGDISTILL_DATA is not set")
+@pytest.mark.xdist_group("notebooks on cifar10")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("script", ON_IMAGES, ids=lambda script: script.stem)
 def test_notebook_runs_on_cifar10(script, course_out):

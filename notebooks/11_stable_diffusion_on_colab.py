@@ -1,0 +1,356 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11 · Stable Diffusion on Colab
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/11_stable_diffusion_on_colab.ipynb)
+#
+# A teacher that somebody else has trained: Stable Diffusion 1.x or 2.x, by name. It says $\epsilon$ instead of $v$, its schedule does not end in noise, and it is
+# far larger than anything so far. Three obstacles, three remedies; then **the same two stages, with the same functions**, as
+# low-rank changes that fit on a free T4.
+#
+# **You will**
+#
+# - open a pipeline by name, and check that our guided teacher samples exactly as it does,
+# - see why its last time step must be mended before it can have a one-step student,
+# - work out which parts of the training fit into the 14.6 GiB of a T4, and which do not,
+# - distil it with low-rank changes, merge them, and give the student to stock diffusers, one call per step.
+#
+# **You need** notebooks 03 and 04 for the two stages; 08 and 09 for latents and text.
+#
+# | profile | hardware | time |
+# | --- | --- | --- |
+# | `smoke`, `laptop` | any CPU | half a minute, on a **tiny pipeline with random weights** |
+# | `colab`, `paper` | one free T4 | about 3 hours by arithmetic; **not run yet** |
+#
+# Read the last column as it is meant. What is shown below, unless you run it at `colab`, is that the machinery works from end to end: the tiny pipeline has all
+# the parts of Stable Diffusion, a thousandth of its size, and has never been trained. **Its pictures are noise**, and no number below says how good a student of the
+# real one would be. We had no GPU to find out; half precision, memory and minutes at `colab` are computed, not measured.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("cfgdistill") is None:  # on Colab, say
+    source = "cfgdistill[sd] @ git+https://github.com/cfgdistill/cfgdistill"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+
+import os
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+for library in (diffusers, transformers):
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+
+from cfgdistill import DiscreteSchedule, GuidedDenoiser, ddim, get_recipe, last
+from cfgdistill.checkpoints import provenance, read_card
+from cfgdistill.encoders import TextEncoder, VAEEncoder
+from cfgdistill.export import export
+from cfgdistill.metrics import clip_score
+from cfgdistill.plotting import COLORS, draw_images, figure, show
+from cfgdistill.stable_diffusion import base_denoiser, open_pipeline, tiny_pipeline, v_schedule
+from cfgdistill.stages import (
+    load_recipe_data,
+    train_stage_one,
+    train_stage_two,
+    train_teacher,
+    training_minutes,
+)
+from cfgdistill.unets import LORA_LAYERS, load
+
+# %% tags=["parameters"]
+profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
+out = os.environ.get("CFGDISTILL_OUT", "out")
+base = os.environ.get("CFGDISTILL_BASE", "")  # "": Stable Diffusion 1.5, or the tiny pipeline
+captions = "emoji"  # or a captioned data set of the hub, or a folder with one
+seed = 0
+
+# %% [markdown]
+# ## A teacher by name
+#
+# Any text-to-image pipeline of Stable Diffusion 1.x or 2.x will do, from the hub or from a folder. (For 2.x at 768 pixels add `size=768` to the
+# recipe.) SDXL, inpainting models and flow matching are refused in a sentence.
+
+# %%
+real = profile in ("colab", "paper")
+if not base:
+    standard = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    base = standard if real else tiny_pipeline(Path(out) / "sd-tiny")
+recipe = get_recipe("sd", "colab" if real else "smoke", base=base, source=captions, seed=seed)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+pipe = open_pipeline(base).to(device)
+pipe.set_progress_bar_config(disable=True)
+print(base, "is", "the real thing." if real else "tiny and random: its pictures are noise.")
+for name in ("unet", "vae", "text_encoder"):
+    part = getattr(pipe, name)
+    print(f"{name:13s} {sum(p.numel() for p in part.parameters()) / 1e6:8.2f} million parameters")
+
+# %% [markdown]
+# Behind our call it is a denoiser like all others, with embeddings for conditions and the empty prompt for null. **Does it sample as the pipeline
+# does?** Stock diffusers guides with `guidance_scale = 1 + w`; DDIM with trailing steps is our grid, as long as the number of steps divides 1000.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+text = TextEncoder(pipe.tokenizer, pipe.text_encoder)
+prompts = ["a photo of a red apple", "a painting of two cats"]
+with torch.no_grad():
+    conds, empty = text(text.tokens(prompts).to(device)), text(text.tokens([""]).to(device))[0]
+side = pipe.unet.config.sample_size
+z = torch.randn(2, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(device)
+trailing = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
+
+
+def same(a, b):
+    """Within 1e-4 of the largest value on a CPU; GPUs multiply less exactly."""
+    return ((a - b).abs().max() < (1e-4 if device == "cpu" else 2e-2) * b.abs().max()).item()
+
+
+stock = pipe(
+    prompts, latents=z, num_inference_steps=10, guidance_scale=7.5, output_type="latent"
+).images
+guided = GuidedDenoiser(base_denoiser(pipe), empty)
+ours = last(ddim(guided, z, 10, conds, 6.5))
+assert same(ours, stock)
+print(f"10 steps at guidance_scale 7.5: {guided.nfe} evaluations, and the same latents")
+
+# %% [markdown]
+# ## The last time step
+#
+# A one-step student has nothing but $t = 1$. Two things are wrong there. **How much of the image is left at $t = 1$?** Seven percent of its amplitude: at the
+# end of Stable Diffusion's schedule the mean colour of the picture still shines through, and the network has learned to rely on it. A sampler starts from pure noise, whose
+# mean says "medium grey". And $x = (z - \sigma\epsilon) / \alpha$: an error of the network in $\epsilon$ is multiplied by $\sigma/\alpha$, which at $\alpha = 0$ is the end of it.
+#
+# The remedy for the first (Lin et al. 2024): shift $\alpha$ until it ends at 0, and scale it such that it begins as before. Then we read it off at 1024 times, not 1000:
+# stock diffusers counts in whole entries of the table, and 1000 is not divisible by 16.
+
+
+# %%
+def end_in_noise(alphas_cumprod, entries):
+    alpha = alphas_cumprod.double().sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    angles = torch.cat([torch.zeros(1).double(), torch.acos(alpha)])  # entry 0: clean data
+    place = torch.arange(1, entries + 1).double() / entries * len(alpha)
+    low = place.long().clamp_max(len(alpha) - 1)
+    return torch.lerp(angles[low], angles[low + 1], place - low).cos().square()
+
+
+mended, own = v_schedule(pipe), DiscreteSchedule(pipe.scheduler.alphas_cumprod)
+torch.testing.assert_close(
+    end_in_noise(own.alphas_cumprod, 1024), mended.alphas_cumprod, atol=1e-9, rtol=1e-9
+)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+t = torch.tensor([0.5, 0.9, 1.0]).double()
+print("t                              ", *(f"{value:7.1f}" for value in t))
+for name, schedule in (("Stable Diffusion", own), ("zero terminal SNR", mended)):
+    alpha, sigma = schedule.alpha_sigma(t)
+    print(f"{name:18s} alpha        ", *(f"{value:7.3f}" for value in alpha))
+    print(f"{'':18s} sigma / alpha", *(f"{value:7.2f}" for value in sigma / alpha))
+
+# %%
+fig, axes = figure(1, 2, width=8, height=2.8)
+t = torch.linspace(0, 1, 400).double()
+for (name, schedule), color in zip(
+    {"Stable Diffusion's own": own, "zero terminal SNR": mended}.items(), COLORS, strict=False
+):
+    alpha, sigma = schedule.alpha_sigma(t)
+    axes[0].plot(t, alpha, color=color, label=name)
+    axes[1].plot(t[:-1], (sigma / alpha)[:-1], color=color, label=name)
+axes[0].set(xlabel="t", ylabel="alpha, what is left of the image")
+axes[1].set(xlabel="t", ylabel="error of x per error of eps", yscale="log")
+axes[0].legend(frameon=False, fontsize=8)
+show(
+    fig,
+    alt="Left: alpha against time for Stable Diffusion's schedule, which ends at 0.07, and for the mended one, which ends at 0. "
+    "Right: sigma over alpha on a logarithmic axis: it ends at 15 for the first and goes to infinity for the second.",
+)
+
+# %% [markdown]
+# The remedy for the second is $v$: $x = \alpha z - \sigma v$ divides by nothing. So before stage one the teacher is **fine-tuned to say $v$** on the mended schedule,
+# with the loss of notebook 02, the empty prompt in place of every tenth caption.
+#
+# ## What fits on a T4
+#
+# The U-Net of Stable Diffusion 1.5 can be built without its weights, to count. **What does stage one need, beside activations?** The student with its gradients
+# and Adam's two moments, and the frozen teacher.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+with torch.device("meta"):  # shapes alone, no memory
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    every = sum(p.numel() for p in unet.parameters())
+    unet.add_adapter(LoraConfig(r=64, target_modules=LORA_LAYERS))
+changes = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+print(f"{every:,} weights; {changes:,} numbers in changes of rank 64, {changes / every:.1%}")
+print("GiB                            frozen  trained  gradients  Adam  teacher   sum")
+for name, parts in {
+    "all weights, float32": (0, 4 * every, 4 * every, 8 * every, 4 * every),
+    "all weights, Adam in 8 bits": (0, 4 * every, 4 * every, 2 * every, 4 * every),
+    "changes, base in fp16": (
+        2 * every,
+        *(k * changes for k in (4, 4, 8)),
+        2 * every + 4 * changes,
+    ),
+    "changes, Adam in 8 bits": (
+        2 * every,
+        *(k * changes for k in (4, 4, 2)),
+        2 * every + 4 * changes,
+    ),
+}.items():
+    gib = [part / 2**30 for part in parts]
+    print(
+        f"{name:28s}  {gib[0]:6.2f} {gib[1]:8.2f} {gib[2]:10.2f} {gib[3]:5.2f} {gib[4]:8.2f} {sum(gib):5.1f}"
+    )
+
+# %% [markdown]
+# A T4 has 14.6 GiB. Training all weights does not fit; with 8-bit Adam it would, with little room for activations. With low-rank changes two thirds of the
+# card are free. The rest of the diet: gradient checkpointing (activations are computed a second time instead of being kept), and the autoencoder and the text
+# encoder, whose answers are computed once and kept on disk, never meet the U-Net on the GPU. In half precision are only weights that are frozen: what learns
+# stays in float32.
+#
+# ## Latents and embeddings, once
+#
+# **What does the autoencoder keep?** (Of the tiny one: nothing, its weights are random.)
+
+# %%
+vae, text = pipe.vae.cpu(), text.cpu()
+del pipe, guided  # the stages open it themselves
+data = load_recipe_data(recipe, out)
+images, _ = data.images.batch(torch.arange(6))
+for file in sorted((Path(out) / recipe.name).glob("*.safetensors")):
+    print(f"{file.name.split('-')[0]:12s} {file.stat().st_size / 2**20:8.2f} MiB")
+print("latents", list(data.stored.shape), "embeddings", list(data.labels.shape), data.labels.dtype)
+fig, axes = figure(2, 1, width=6, height=2.6)
+draw_images(axes[0], images, 6, "images")
+draw_images(axes[1], data.decode(data.stored[:6]), 6, "through the autoencoder and back")
+show(
+    fig,
+    alt="Six images, and below them what the autoencoder makes of their latents: with the tiny random one, grey noise.",
+)
+
+# %% [markdown]
+# No images at hand? `captions` may be a text file with a caption in every line. With `data_free=20` in the recipe the base paints its own images for
+# them, in 20 guided steps each, and they are kept as they come. Without real images the student cannot learn more than the teacher knows, but it
+# is not asked to.
+#
+# ## From eps to v, and both stages
+#
+# Word for word what notebooks 03 and 04 called. Every file holds the low-rank changes alone, with the name and the fingerprint of the base.
+
+# %%
+train_teacher(recipe, data, out)
+train_stage_one(recipe, data, out)
+for student in train_stage_two(recipe, data, out):
+    print("student of", student.steps, "steps, w in", list(student.w_range))
+del student
+home, minutes = Path(out) / recipe.name, training_minutes(recipe, out)
+print("stage               updates   first loss   last loss   minutes      MiB")
+for name, spent in minutes.items():
+    losses, size = (
+        read_card(home / name)["losses"],
+        (home / name / "model.safetensors").stat().st_size,
+    )
+    print(
+        f"{name:20s} {len(losses):6d} {losses[0]:12.4f} {losses[-1]:11.4f} {spent:9.2f} {size / 2**20:8.2f}"
+    )
+
+# %% [markdown]
+# ## To stock diffusers
+#
+# `export` adds the changes to the weights they change: what comes out is an ordinary `StableDiffusionPipeline`, with our schedule as its own. **Does it make our
+# latents, with one evaluation per step?**
+
+# %%
+# NBVAL_CHECK_OUTPUT
+calls, pictures = [], {}
+for steps in (4, 2, 1):
+    student = load(home / "stage-two" / f"steps-{steps}")
+    folder = export(student, Path(out) / "sd-exported", vae=VAEEncoder(vae), text=text)
+    stock = StableDiffusionPipeline.from_pretrained(folder).to(device)
+    stock.set_progress_bar_config(disable=True)
+    stock.unet.register_forward_hook(lambda *given: calls.append(1))
+    calls.clear()
+    how = {"latents": z, "num_inference_steps": steps, "guidance_scale": 7.5}
+    latents = stock(prompts, output_type="latent", **how).images
+    ours = last(ddim(student, z, steps, conds, 6.5))
+    assert same(latents, ours)
+    print(f"{steps} steps: {len(calls)} evaluations, and the same latents")
+    pictures[f"{steps} evaluations"] = 2 * stock(prompts, output_type="pt", **how).images.cpu() - 1
+    del student, stock
+
+# %% [markdown]
+# **What do the prompts look like, beside the base's own 25 steps with 50 evaluations?** At `smoke` and `laptop`: like noise from random weights, all of them.
+
+# %%
+pipe = open_pipeline(base).to(device)
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
+pipe.set_progress_bar_config(disable=True)
+how = {"latents": z, "num_inference_steps": 25, "guidance_scale": 7.5, "output_type": "pt"}
+pictures = {"the base, 50 evaluations": 2 * pipe(prompts, **how).images.cpu() - 1} | pictures
+fig, axes = figure(1, 4, width=10, height=1.8)
+for axis, (name, x) in zip(axes, pictures.items(), strict=True):
+    draw_images(axis, x, 2, name)
+show(
+    fig,
+    alt="Two prompts drawn by the base in 50 evaluations and by students of 4, 2 and 1 evaluations; with the tiny random pipeline "
+    "all of them are coloured noise.",
+)
+if real:  # needs the weights of CLIP, which are not replaced by anything
+    for name, x in pictures.items():
+        print(f"{name}: CLIP score of two pictures {clip_score(x, prompts):.1f}")
+
+# %% [markdown]
+# ## What is refused
+#
+# Each of these would otherwise cost a session, or give pictures that are quietly wrong.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for changes in ({"base": None}, {"prediction_type": "eps"}):
+    try:
+        train_teacher(get_recipe("sd", "smoke", **{"base": base} | changes), data, out)
+    except ValueError as error:
+        print(error)
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Which of the parts of a T4's diet could be left out? Compute the sum for `lora=8`, and for a teacher that shares the student's frozen weights.
+# 2. Set `data_free=5` and look at `data.decode(data.stored)`. Whose pictures are these?
+# 3. Export the v-teacher's schedule and Stable Diffusion's own, and sample the *same* student with both. (`stock_scheduler` takes any schedule.) What changes?
+# 4. At `colab`: ask for "a solid black background" with the base and with the v-teacher. Why can only one of them paint it?
+# 5. At `colab`: compare `lora=8` and `lora=64`. Each rank gets folders of its own.
+#
+# **Next:** notebook 12 looks at what came after.
+
+# %%
+facts = provenance(
+    notebook="11_stable_diffusion_on_colab",
+    recipe=recipe.name,
+    base="real" if real else "tiny, random",
+    seed=seed,
+    data=data.hash[:16],
+    split=data.split,
+)
+for key, value in facts.items():
+    print(f"{key}: {value}")
