@@ -5,6 +5,7 @@ Thin verbs over `stages` and `metrics`. Progress goes to stderr, one JSON result
 
 import argparse
 import ast
+import functools
 import inspect
 import json
 import math
@@ -237,16 +238,15 @@ def _sample(given) -> dict:
     file = Path(given.to)
     if file.suffix not in (".png", ".safetensors"):
         raise ValueError(f"Images are written as .png or .safetensors, not as {file.name!r}.")
-    model, card = _load(given.folder)
+    model, card, data_of = _load(given.folder)
     if _rank() > 0:
         return {}  # one process is enough
-    config, steps = _core(model).net.config, given.steps or _own_steps(model)
-    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+    net, steps = _core(model).net, given.steps or _own_steps(model)
     how = {"steps": steps, "w": given.w, "seed": given.seed, "batch": BATCH}
-    if "text" in config:
+    if "text" in net.config:
         if given.classes:
             raise ValueError(f"{given.folder} draws from text: pass --prompt, not --classes.")
-        data = _data_of(card, given.folder)
+        data = data_of()
         how["decode"] = data.decode
         captions = [data.class_names[k] for k in data.prompts(min(given.n, len(data)))[1]]
         classes = _conditions(_recipe_of(card, given.folder), data, given.prompt or captions)
@@ -256,7 +256,9 @@ def _sample(given) -> dict:
         classes = torch.tensor(given.classes or range(_core(model).num_classes))
     file.parent.mkdir(parents=True, exist_ok=True)
     labels = classes[torch.arange(given.n) % len(classes)]
-    batches = samples(model, shape, labels, sampler=_sampler(given.sampler, model), **how)
+    batches = samples(
+        model, _core(model).net.shape, labels, sampler=_sampler(given.sampler, model), **how
+    )
     parts = []
     for x in _bar(batches, "batches", math.ceil(given.n / BATCH)):
         parts.append(x)
@@ -283,8 +285,8 @@ def _evaluate(given) -> dict:
     from cfgdistill.checkpoints import provenance, write_text
     from cfgdistill.metrics import FID_SAMPLES, evaluate, published_fid, samples
 
-    model, card = _load(given.folder)
-    recipe, data = _recipe_of(card, given.folder), _data_of(card, given.folder)
+    model, card, data_of = _load(given.folder)
+    recipe, data = _recipe_of(card, given.folder), data_of()
     sampler, n = _sampler(given.sampler, model), given.n or recipe.samples
     table = list(product(given.steps or [_own_steps(model)], given.w))
     teacher = None if given.teacher is None else _load(given.teacher)[0]
@@ -343,8 +345,8 @@ def _export(given) -> dict:
     from cfgdistill.encoders import TextEncoder
     from cfgdistill.export import export
 
-    model, card = _load(given.folder)
-    recipe, data = _recipe_of(card, given.folder), _data_of(card, given.folder)
+    model, card, data_of = _load(given.folder)
+    recipe, data = _recipe_of(card, given.folder), data_of()
     about = {
         "data": f"{data.name} {data.split}, {len(data)} images, sha256 {data.images.hash[:16]}",
         "recipe": asdict(recipe),
@@ -442,14 +444,6 @@ def _out_of(recipe: Recipe, folder: str) -> Path:
     return (homes or [Path("out")])[0]
 
 
-def _data_of(card: dict, folder: str):
-    """What a model was trained on."""
-    from cfgdistill.stages import load_recipe_data
-
-    recipe = _recipe_of(card, folder)
-    return load_recipe_data(recipe, _out_of(recipe, folder))
-
-
 def _base_text(recipe: Recipe):
     """The text encoder of a Stable Diffusion pipeline; None for models with one of their own."""
     from cfgdistill.encoders import TextEncoder
@@ -473,9 +467,14 @@ def _conditions(recipe: Recipe, data, captions: list[str]):
 
 
 def _load(folder: str):
-    """A model to sample from, and its card; one without an input for w is guided."""
+    """A model to sample from, its card, and a function for the data that it was trained on.
+
+    A model without an input for w is guided. The data come at the first call: for samples of a
+    class-conditional model they need not be there.
+    """
     from cfgdistill.checkpoints import read_card
     from cfgdistill.guidance import GuidedDenoiser
+    from cfgdistill.stages import load_recipe_data
     from cfgdistill.unets import load
 
     model = load(folder)
@@ -486,10 +485,16 @@ def _load(folder: str):
     if "sample_size" not in model.net.config:
         raise ValueError(f"{folder} holds a model of points, not of images: see notebook 01.")
     card = read_card(folder)
+
+    @functools.cache
+    def data():
+        recipe = _recipe_of(card, folder)
+        return load_recipe_data(recipe, _out_of(recipe, folder))
+
     if model.w_range is None:
         text = "text" in model.net.config
-        model = GuidedDenoiser(model, _data_of(card, folder).null if text else model.num_classes)
-    return model, card
+        model = GuidedDenoiser(model, data().null if text else model.num_classes)
+    return model, card, data
 
 
 def _core(model):

@@ -6,10 +6,9 @@ needs no more than `sampling.translate` with a distilled encoder.
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-from cfgdistill.sampling import ddim_step
+from cfgdistill.sampling import walk
 from cfgdistill.schedules import Example, Number, per_example
 
 
@@ -34,8 +33,9 @@ def image_to_image(
     """
     denoiser.check(steps, cond, w)
     start = _grid_index(steps, strength)
-    z = denoiser.schedule.add_noise(x, eps, per_example(start / steps, x))
-    return _down(denoiser, z, start, steps, cond, w)
+    times = [i / steps for i in range(start, -1, -1)]
+    z = denoiser.schedule.add_noise(x, eps, per_example(times[0], x))
+    return walk(denoiser, z, times, cond, w)
 
 
 def inpaint(
@@ -61,19 +61,13 @@ def inpaint(
             f"{[len(x), 1, *x.shape[2:]]}, scaled to the size of what is painted (for latents, "
             "theirs)."
         )
-    z = denoiser.schedule.add_noise(x, eps, per_example(start / steps, x))
-    return _down(denoiser, z, start, steps, cond, w, keep=(x, mask.to(x), eps))
+    times, mask = [i / steps for i in range(start, -1, -1)], mask.to(x)
 
+    def keep(z: Example, s: float) -> Example:
+        return mask * z + (1 - mask) * denoiser.schedule.add_noise(x, eps, per_example(s, x))
 
-def _down(denoiser, z, start, steps, cond, w, keep=None):
-    for i in range(start, 0, -1):
-        with torch.no_grad():
-            s = per_example((i - 1) / steps, z)
-            z = ddim_step(denoiser(z, i / steps, cond, w), s, denoiser.schedule)
-            if keep is not None:
-                x, mask, eps = keep
-                z = mask * z + (1 - mask) * denoiser.schedule.add_noise(x, eps, s)
-        yield z
+    z = denoiser.schedule.add_noise(x, eps, per_example(times[0], x))
+    return walk(denoiser, z, times, cond, w, after_step=keep)
 
 
 def _grid_index(steps: int, strength: float) -> int:

@@ -80,8 +80,9 @@ def _text_pipeline(student, scheduler, vae, text):
     from diffusers import StableDiffusionPipeline
 
     if vae is None or text is None:
-        raise ValueError("A text-to-image student needs its autoencoder and text encoder: pass "
-                         "vae and text.")  # fmt: skip
+        raise ValueError(
+            "A text-to-image student needs its autoencoder and text encoder: pass vae and text."
+        )
     return StableDiffusionPipeline(
         vae=vae.folded(),
         text_encoder=text.model,

@@ -37,7 +37,8 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, size: int, num_classes: int):
         super().__init__()
         self.config = {"channels": channels, "size": size, "num_classes": num_classes}
-        self.net = nn.Sequential(_features(channels, size, 64), nn.Linear(64, num_classes))
+        features = _features(channels, size, self.num_features)
+        self.net = nn.Sequential(features, nn.Linear(self.num_features, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[0](x)
@@ -66,7 +67,7 @@ class Matcher(nn.Module):
         self.config = {"channels": channels, "size": size, "vocabulary": vocabulary}
         image = nn.Sequential(  # 32 pixels are enough, and an autoencoder's blur matters less
             nn.AdaptiveAvgPool2d(min(size, 32)),
-            *_features(channels, min(size, 32), 64, self.num_features),
+            *_features(channels, min(size, 32), self.num_features),
         )
         self.net = _TwoTowers(image, nn.EmbeddingBag(vocabulary, self.num_features))
         self.tokens = tokens  # [n, l]: the captions of the set
@@ -98,10 +99,10 @@ class _TwoTowers(nn.Module):
         return 20 * normalize(self.image(x)) @ normalize(self.text(tokens)).T
 
 
-def _features(channels: int, size: int, width: int, features: int = 64) -> nn.Sequential:
+def _features(channels: int, size: int, features: int) -> nn.Sequential:
     """Images to `features` pooled numbers, [b, features]."""
     body: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1)]
-    inner = 32
+    inner, width = 32, 64
     while size > 4:
         body += [*_block(inner, width, stride=1), *_block(width, width, stride=2)]
         inner, size = width, size // 2

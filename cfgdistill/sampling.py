@@ -42,7 +42,7 @@ def ddim(
     The last one is the sample. Costs `steps` calls of the denoiser.
     """
     denoiser.check(steps, cond, w)  # here, not in the generator: at the call, not at the first z
-    return _walk(denoiser, z, [i / steps for i in range(steps, -1, -1)], cond, w)
+    return walk(denoiser, z, [i / steps for i in range(steps, -1, -1)], cond, w)
 
 
 def ddim_encode(
@@ -50,7 +50,17 @@ def ddim_encode(
 ) -> Iterator[Example]:
     """The same flow upwards: from data x [b, *d] at t = 0 to the noise that decodes to it."""
     denoiser.check(steps, cond, w, "ddim_encode")
-    return _walk(denoiser, x, [i / steps for i in range(steps + 1)], cond, w)
+    return walk(denoiser, x, [i / steps for i in range(steps + 1)], cond, w)
+
+
+def walk(denoiser, z, times, cond, w, after_step=None) -> Iterator[Example]:
+    """DDIM from each of `times` to the next; after_step(z, s), where given, may change every z."""
+    for t, s in pairwise(times):
+        with torch.no_grad():  # not around the yield: there the caller's code runs
+            z = ddim_step(denoiser(z, t, cond, w), per_example(s, z), denoiser.schedule)
+            if after_step is not None:
+                z = after_step(z, s)
+        yield z
 
 
 def translate(
@@ -151,13 +161,6 @@ def _jump_and_renoise(denoiser, z, steps, cond, w, generator):
             z = ddim_step(denoiser(z, i / steps, cond, w), k, schedule)
             if i > 1:
                 z = renoise(z, _noise_like(z, generator), k, s, schedule)
-        yield z
-
-
-def _walk(denoiser, z, times, cond, w):
-    for t, s in pairwise(times):
-        with torch.no_grad():  # not around the yield: there the caller's code runs
-            z = ddim_step(denoiser(z, t, cond, w), per_example(s, z), denoiser.schedule)
         yield z
 
 

@@ -192,13 +192,14 @@ def own_latents(
     They are kept as they come, in parts, under everything that they depend on. The noise of image i
     is a matter of the seed and of i alone.
     """
-    unet = teacher.denoiser.net.unet
-    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    device, about = next(unet.parameters()).device, json.dumps(teacher.denoiser.describe())
+    net, about = teacher.denoiser.net, json.dumps(teacher.denoiser.describe())
+    device = next(net.parameters()).device
     model = f"{fingerprint(teacher)}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
 
     def paint(rows: Tensor) -> Tensor:
-        noises = [torch.randn(shape, generator=random_at(seed, "own", i)) for i in rows.tolist()]
+        noises = [
+            torch.randn(net.shape, generator=random_at(seed, "own", i)) for i in rows.tolist()
+        ]
         z, cond = torch.stack(noises).to(device), conds[rows].to(device)
         return last(ddim(teacher, z, steps, cond, w)).float().cpu()
 

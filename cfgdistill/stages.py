@@ -34,6 +34,7 @@ from cfgdistill.encoders import (
     VAEEncoder,
     autoencoder_loss,
     build_text_encoder,
+    cached,
 )
 from cfgdistill.guidance import GuidedDenoiser
 from cfgdistill.metrics import Classifier, Judge, Matcher, classification_loss, evaluate
@@ -119,8 +120,16 @@ def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncod
             **_common(recipe),
         )
     )
-    rows = torch.arange(len(images)).split(64)
-    return VAEEncoder.measured(model.net.vae, (images.batch(part)[0] for part in rows))
+    vae = model.net.vae
+
+    def measure() -> Tensor:
+        rows = torch.arange(len(images)).split(64)
+        found = VAEEncoder.measured(vae, (images.batch(part)[0] for part in rows))
+        return torch.tensor([*found.shift.flatten().tolist(), found.scale], dtype=torch.float64)
+
+    key = f"{images.hash[:16]}-{fingerprint(vae)}"
+    measured = cached(home(recipe, out), "shift-and-scale", key, measure)
+    return VAEEncoder(vae, measured[:-1], measured[-1].item())
 
 
 def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier | Matcher:
@@ -166,8 +175,12 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
         teacher = build_text_unet(recipe, **shape, text=copy.deepcopy(data.text.model))
     else:
         teacher = build_unet(recipe, **shape, num_classes=data.num_classes)
-    about = {"data": data.hash, "net": teacher.describe(), "drop": recipe.drop}
-    about["t_power"] = recipe.t_power
+    about = {
+        "data": data.hash,
+        "net": teacher.describe(),
+        "drop": recipe.drop,
+        "t_power": recipe.t_power,
+    }
     if recipe.dataset == "sd":  # the base is known by its weights, under whatever name
         about["net"]["net"].pop("base", None)
         about["from"] = fingerprint(teacher)

@@ -36,6 +36,12 @@ class _UNet(nn.Module):
             config["timesteps"] = self.timesteps
         return {"net": type(self).__name__, **config}
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one z: channels, height, width."""
+        config = self.unet.config
+        return (config.in_channels, config.sample_size, config.sample_size)
+
     def with_unet(self, unet) -> "_UNet":
         """The same network around another U-Net."""
         return type(self)(unet, self.timesteps)
@@ -45,13 +51,13 @@ class _UNet(nn.Module):
         return self.unet
 
     def _ask(self, z: Example, t: PerExample, w: PerExample | None, **condition) -> Example:
-        config = self.unet.config
-        if list(z.shape[1:]) != [config.in_channels, config.sample_size, config.sample_size]:
+        features = self.unet.config.time_cond_proj_dim
+        if z.shape[1:] != self.shape:
             raise ValueError(
                 f"z is {list(z.shape)}, but this U-Net takes "
-                f"[batch, {config.in_channels}, {config.sample_size}, {config.sample_size}]."
+                f"[batch, {', '.join(map(str, self.shape))}]."
             )
-        if (w is None) != (config.time_cond_proj_dim is None):
+        if (w is None) != (features is None):
             raise ValueError(
                 "This network takes no w: wrap it in GuidedDenoiser, or give it a w input with "
                 "add_w_conditioning."
@@ -62,7 +68,7 @@ class _UNet(nn.Module):
             z,
             # Entry k of a diffusers schedule is t = (k + 1) / T.
             self.timesteps * t - 1,
-            timestep_cond=None if w is None else embed_w(w, config.time_cond_proj_dim),
+            timestep_cond=None if w is None else embed_w(w, features),
             **condition,
         ).sample
 
@@ -208,24 +214,17 @@ def open_unet(base: str):
 
 def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
     """A new teacher for images [channels, size, size]; label num_classes is null."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        depth = len(recipe.channels)
-        unet = UNet2DConditionModel(
-            sample_size=size,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=recipe.channels,
-            layers_per_block=recipe.layers,
-            down_block_types=("DownBlock2D",) * depth,
-            up_block_types=("UpBlock2D",) * depth,
-            mid_block_type="UNetMidBlock2D",
-            norm_num_groups=8,
-            attention_head_dim=16,
-            num_class_embeds=num_classes + 1,
-        )
+    depth = len(recipe.channels)
+    unet = _new_unet(
+        recipe,
+        channels,
+        size,
+        down_block_types=("DownBlock2D",) * depth,
+        up_block_types=("UpBlock2D",) * depth,
+        mid_block_type="UNetMidBlock2D",
+        attention_head_dim=16,
+        num_class_embeds=num_classes + 1,
+    )
     net = ClassUNet(unet)
     return Denoiser(net, CosineSchedule(), recipe.prediction_type, num_classes=num_classes)
 
@@ -237,28 +236,38 @@ def build_text_unet(recipe: Recipe, *, channels: int, size: int, text) -> Denois
     is added to the time embedding, and so reaches every block, where it scales and shifts the
     features (adaptive group normalization, Dhariwal and Nichol 2021).
     """
+    plain = len(recipe.channels) - 1
+    unet = _new_unet(
+        recipe,
+        channels,
+        size,
+        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        resnet_time_scale_shift="scale_shift",
+        attention_head_dim=max(1, recipe.channels[-1] // 64),  # diffusers: number of heads
+        cross_attention_dim=text.config.hidden_size,
+        addition_embed_type="text",  # the caption as a whole, beside the time
+        addition_embed_type_num_heads=4,
+    )
+    return Denoiser(TextUNet(unet, text), CosineSchedule(), recipe.prediction_type)
+
+
+def _new_unet(recipe: Recipe, channels: int, size: int, **blocks):
+    """diffusers' U-Net with the recipe's sizes; `blocks` are its arguments by their names there."""
     from diffusers import UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        plain = len(recipe.channels) - 1
-        unet = UNet2DConditionModel(
+        return UNet2DConditionModel(
             sample_size=size,
             in_channels=channels,
             out_channels=channels,
             block_out_channels=recipe.channels,
             layers_per_block=recipe.layers,
-            down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
-            up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
-            mid_block_type="UNetMidBlock2DCrossAttn",
-            resnet_time_scale_shift="scale_shift",
             norm_num_groups=8,
-            attention_head_dim=max(1, recipe.channels[-1] // 64),  # diffusers: number of heads
-            cross_attention_dim=text.config.hidden_size,
-            addition_embed_type="text",  # the caption as a whole, beside the time
-            addition_embed_type_num_heads=4,
+            **blocks,
         )
-    return Denoiser(TextUNet(unet, text), CosineSchedule(), recipe.prediction_type)
 
 
 def add_w_conditioning(teacher: Denoiser, w_range: tuple[float, float]) -> Denoiser:

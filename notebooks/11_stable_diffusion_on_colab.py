@@ -340,8 +340,6 @@ for changes in ({"base": None}, {"prediction_type": "eps"}):
 # 3. Export the v-teacher's schedule and Stable Diffusion's own, and sample the *same* student with both. (`stock_scheduler` takes any schedule.) What changes?
 # 4. At `colab`: ask for "a solid black background" with the base and with the v-teacher. Why can only one of them paint it?
 # 5. At `colab`: compare `lora=8` and `lora=64`. Each rank gets folders of its own.
-#
-# **Next:** notebook 12 looks at what came after.
 
 # %%
 facts = provenance(

@@ -5,9 +5,12 @@ import math
 import torch
 from torch import nn
 
+from cfgdistill.config import get_recipe
 from cfgdistill.denoiser import Denoiser
+from cfgdistill.encoders import TextEncoder, VAEEncoder, build_text_encoder
 from cfgdistill.schedules import CosineSchedule, DiscreteSchedule
 from cfgdistill.toy import MLP
+from cfgdistill.unets import add_w_conditioning, build_text_unet
 
 
 class Wave(nn.Module):
@@ -58,3 +61,38 @@ def tiny_mlp(seed: int = 0, **about) -> Denoiser:
         torch.manual_seed(seed)
         net = MLP(width=16, features=4)
     return Denoiser(net, CosineSchedule(), "v", num_classes=3, **about)
+
+
+# ---- for what stock diffusers is compared with ----
+
+CAPTIONS = ["red apple", "green apple", "cat face"]
+TINY = get_recipe("digits", "smoke", channels=(8, 16))
+
+
+def with_w(teacher: Denoiser, high: float) -> Denoiser:
+    """A stage-one student to which w matters."""
+    student = add_w_conditioning(teacher, (0.0, high))
+    generator = torch.Generator().manual_seed(1)
+    weight = student.net.unet.time_embedding.cond_proj.weight
+    weight.data = torch.randn(weight.shape, generator=generator) / 10
+    return student
+
+
+def tiny_text_student() -> tuple[Denoiser, TextEncoder, VAEEncoder]:
+    """A student that draws 16 x 16 images from text, with w in [0, 8], all of random weights."""
+    from diffusers import AutoencoderKL
+
+    text = build_text_encoder(CAPTIONS, vocabulary=600, length=10, width=32)
+    student = with_w(build_text_unet(TINY, channels=4, size=8, text=text.model), 8.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+        )
+        images = 2 * torch.rand(8, 3, 16, 16) - 1
+    text = TextEncoder(text.tokenizer, student.net.text)
+    return student, text, VAEEncoder.measured(vae, [images])

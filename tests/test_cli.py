@@ -363,7 +363,7 @@ def test_the_published_fid_without_torch_fidelity_is_refused_before_any_sampling
     labels = torch.arange(50_000) % 10
     fake = data.Data("cifar10", "train", grey, labels, tuple("0123456789"), 255)
     object.__setattr__(fake, "hash", "grey")
-    monkeypatch.setattr(data, "load_data", lambda *arguments: fake)
+    monkeypatch.setattr("cfgdistill.stages.load_data", lambda *arguments: fake)
     tiny = "--set channels=(8,8) --set batch=2 --set teacher=1 --set images=None"
     assert run("train --dataset cifar10 --profile smoke --out", tmp_path, tiny)[0] == 0
     monkeypatch.setattr(torch.nn.Conv2d, "forward", None)

@@ -2,25 +2,18 @@
 
 import pytest
 import torch
-from test_export import RECIPE, with_w
+from helpers import Wave, tiny_text_student
 
 from cfgdistill import CosineSchedule, Denoiser, ddim, last
 from cfgdistill.editing import image_to_image, inpaint, strengths
-from cfgdistill.encoders import VAEEncoder, build_text_encoder
 from cfgdistill.export import stock_scheduler
-from cfgdistill.unets import build_text_unet
-
-
-def pseudo_network(z, t, cond, w):
-    return torch.sin(3 * z + t[:, None, None, None])
 
 
 def some(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-DENOISER = Denoiser(torch.nn.Identity(), CosineSchedule(), "v")
-DENOISER.net.forward = pseudo_network
+DENOISER = Denoiser(Wave(), CosineSchedule(), "v")
 X, EPS = some(2, 3, 8, 8), some(2, 3, 8, 8, seed=1)
 LEFT = torch.zeros(2, 1, 8, 8)
 LEFT[..., :4] = 1
@@ -87,20 +80,9 @@ def test_a_mask_of_another_size_is_refused():
 @pytest.fixture(scope="module")
 def stock():
     """A w-conditioned text student with random weights, and what stock pipelines are made of."""
-    from diffusers import AutoencoderKL
-
-    text = build_text_encoder(["red apple", "cat face"], vocabulary=600, length=10, width=32)
-    student = with_w(build_text_unet(RECIPE, channels=4, size=8, text=text.model), 8.0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=1.0,
-    )
+    student, text, vae = tiny_text_student()
     parts = {
-        "vae": VAEEncoder(vae).folded(),
+        "vae": vae.folded(),
         "text_encoder": student.net.text,
         "tokenizer": text.tokenizer,
         "unet": student.net.unet,

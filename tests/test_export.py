@@ -8,27 +8,15 @@ import textwrap
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
-from helpers import Wave, tiny_mlp
+from helpers import CAPTIONS, TINY, Wave, tiny_mlp, tiny_text_student, with_w
 
-from cfgdistill import Denoiser, ddim, get_recipe, last
-from cfgdistill.encoders import TextEncoder, VAEEncoder, build_text_encoder
+from cfgdistill import Denoiser, ddim, last
+from cfgdistill.encoders import build_text_encoder
 from cfgdistill.export import export, stock_scheduler
 from cfgdistill.schedules import CosineSchedule
-from cfgdistill.unets import add_w_conditioning, build_text_unet, build_unet
+from cfgdistill.unets import build_text_unet, build_unet
 
-CAPTIONS = ["red apple", "green apple", "cat face"]
 STEPS = (1, 2, 4, 8)
-RECIPE = get_recipe("digits", "smoke", channels=(8, 16))
-
-
-def with_w(teacher, high):
-    """A stage-one student to which w matters."""
-    student = add_w_conditioning(teacher, (0.0, high))
-    generator = torch.Generator().manual_seed(1)
-    weight = student.net.unet.time_embedding.cond_proj.weight
-    weight.data = torch.randn(weight.shape, generator=generator) / 10
-    return student
 
 
 def stock(folder, code):
@@ -54,18 +42,7 @@ def stock(folder, code):
 @pytest.fixture(scope="module")
 def text_student(tmp_path_factory):
     """folder, student, text encoder, autoencoder."""
-    text = build_text_encoder(CAPTIONS, vocabulary=600, length=10, width=32)
-    student = with_w(build_text_unet(RECIPE, channels=4, size=8, text=text.model), 8.0)
-    text = TextEncoder(text.tokenizer, student.net.text)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-    )
-    vae = VAEEncoder.measured(vae, [2 * torch.rand(8, 3, 16, 16) - 1])
+    student, text, vae = tiny_text_student()
     folder = export(
         student,
         tmp_path_factory.mktemp("text"),
@@ -168,7 +145,7 @@ result = [latents.tolist(), len(calls), list(image.size), image.mode]
 
 
 def test_class_students_carry_their_pipeline_with_them(tmp_path):
-    student = with_w(build_unet(RECIPE, channels=1, size=8, num_classes=10), 4.0).for_steps(4)
+    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=10), 4.0).for_steps(4)
     folder = export(student, tmp_path, class_names=tuple("0123456789"))
     latents, calls, size, mode = stock(folder, CLASSES)
     z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -194,7 +171,7 @@ def test_the_stock_scheduler_walks_our_grid_to_the_same_end(steps):
 
 
 def test_what_stock_diffusers_could_not_sample_is_not_exported(tmp_path):
-    teacher = build_unet(RECIPE, channels=1, size=8, num_classes=10)
+    teacher = build_unet(TINY, channels=1, size=8, num_classes=10)
     student = with_w(teacher, 4.0)
     text = build_text_encoder(CAPTIONS, vocabulary=600, length=10, width=32)
     for model, sentence in (
@@ -202,7 +179,7 @@ def test_what_stock_diffusers_could_not_sample_is_not_exported(tmp_path):
         (student.for_steps(4, "stochastic"), "Only a network with an input for w"),
         (student.for_steps(4, "ddim_encode"), "samples by DDIM"),
         (tiny_mlp(w_range=(0.0, 4.0)), "Only image models"),
-        (with_w(build_text_unet(RECIPE, channels=4, size=8, text=text.model), 4.0), "pass vae"),
+        (with_w(build_text_unet(TINY, channels=4, size=8, text=text.model), 4.0), "pass vae"),
     ):
         with pytest.raises(ValueError, match=sentence):
             export(model, tmp_path / "x")
