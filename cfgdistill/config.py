@@ -38,6 +38,7 @@ class Recipe:
     w_power: float = 3.0  # w = w_min + (w_max - w_min) u^w_power; 1 is the paper's uniform w
     balanced: bool = True  # whether both stages divide their losses by (1 + w)^2
     w_rate: float = 10.0  # the w projection of stage one learns this many times faster
+    time_rate: float = 1.0  # and the layers that time and w then go through, this many
     prediction_type: str = "v"  # what the networks say: "v", "eps" or "x"
     weighting: str = "snr_plus_one"  # omega of both stages: see distillation.WEIGHTINGS
     pretrained: bool = True  # whether every student starts with its teacher's weights
@@ -66,7 +67,7 @@ class Recipe:
 
 
 SPECIAL = (
-    *("autoencoder", "size", "vae_channels", "text_width", "text_length", "t_power"),
+    *("autoencoder", "size", "vae_channels", "text_width", "text_length", "t_power", "time_rate"),
     *("base", "source", "data_free", "lora", "checkpointing", "eight_bit"),
 )
 
@@ -84,8 +85,8 @@ RECIPES = (
     Recipe("cifar10", "colab",  (96, 192, 192),       2,     128,  4000, 30000,  6000,     1200,   64,   10000,  "mixed", None),  # not run yet; 3 h estimated, see below
     Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  "mixed", None),  # not run yet
     # Latents of captioned images.
-    Recipe("emoji",   "smoke",  (16, 32),             1,     16,   10,   10,     6,        3,      8,    8,      "mixed", 60,    autoencoder=10, size=32, vae_channels=(8, 16), text_width=32, w_max=6.0),
-    Recipe("emoji",   "laptop", (64, 96, 160),        1,     64,   1500, 3000,   300,      80,     16,   200,    "mixed", None,  autoencoder=900, vae_channels=(24, 48, 64), w_max=6.0, t_power=0.4, rate=5e-4, rate_one=5e-4, rate_two=3e-4),
+    Recipe("emoji",   "smoke",  (16, 32),             1,     16,   10,   10,     6,        3,      8,    8,      "mixed", 60,    autoencoder=10, size=32, vae_channels=(8, 16), text_width=32, w_max=2.0),
+    Recipe("emoji",   "laptop", (64, 96, 128),        1,     64,   1200, 3300,   800,      64,     8,    150,    "mixed", None,  autoencoder=900, size=32, vae_channels=(48, 64), w_max=2.0, w_power=1.5, t_power=0.4, rate=5e-4, rate_one=1e-4, time_rate=10.0, rate_two=3e-4),  # 57 min, 2 cores, with notebooks 08-10
     # Stable Diffusion; channels, layers and classifier mean nothing here, size is the base's own. get_recipe("sd", "colab", base="...", source="...").
     Recipe("sd",      "smoke",  (),                   0,     2,    0,    3,      3,        2,      4,    4,      "full",  8,     size=16,  lora=4,  checkpointing=True, w_max=8.0, rate=1e-3),  # random weights, see stable_diffusion.tiny_pipeline; noise
     Recipe("sd",      "colab",  (),                   0,     4,    0,    2000,   2500,     300,    16,   200,    "mixed", 1000,  size=512, lora=64, checkpointing=True, eight_bit=True, w_min=2.0, w_max=14.0, w_power=1.0, rate=1e-4, rate_one=1e-4, rate_two=5e-5),  # not run yet; 3 h estimated, see below

@@ -113,7 +113,7 @@ def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncod
             name="autoencoder",
             updates=recipe.autoencoder,
             batch=recipe.batch // 2,
-            rate=1e-3,
+            rate=2e-3,
             ema=recipe.ema,
             folder=home(recipe, out) / "autoencoder",
             about={"data": images.hash},
@@ -224,7 +224,7 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
             updates=recipe.stage_one,
             batch=recipe.batch,
             rate=recipe.rate_one,
-            faster={"cond_proj": recipe.w_rate},
+            faster={"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate},
             ema=recipe.ema,
             folder=stage_folder(recipe, out, "stage-one", STAGE_ONE),
             about={

@@ -101,6 +101,13 @@ def test_stock_code_with_the_folded_autoencoder_has_the_same_latents_and_images(
     assert all(torch.equal(before[key], value) for key, value in encoder.vae.state_dict().items())
 
 
+def test_scale_and_shift_are_where_the_autoencoder_is():
+    encoder = VAEEncoder(kl().to("meta"), torch.ones(3), 2.0)  # in the place of a GPU
+    assert encoder.shift.device.type == "meta"
+    x = torch.zeros(2, 3, 16, 16, device="meta")
+    assert encoder.decode(encoder.encode(x)).shape == x.shape
+
+
 def test_latents_are_computed_once_for_these_images_and_these_weights(tmp_path, monkeypatch):
     data, encoder = images(), VAEEncoder(kl(), scale=2.0)
     first = cached_latents(encoder, data, tmp_path, batch=5)
@@ -143,7 +150,7 @@ def test_the_autoencoder_learns_images_it_can_hold():
     assert before < 12 and after > 17 and losses[-1] < losses[0] / 2
 
 
-def test_the_autoencoder_loss_is_the_absolute_error_and_the_known_divergence():
+def test_the_autoencoder_loss_is_both_errors_and_the_known_divergence():
     class Net:
         """Says mean 2 and variance e^-1; decodes to 0.5 everywhere."""
 
@@ -160,7 +167,7 @@ def test_the_autoencoder_loss_is_the_absolute_error_and_the_known_divergence():
     draw = Draw((0,), 3, slice(None), torch.device("cpu"))
     model = SimpleNamespace(net=_ThereAndBack(Net()), factor=2)
     loss = autoencoder_loss(model, torch.zeros(3, 3, 4, 4), None, draw)
-    known = 0.5 + 1e-3 * (4 + math.exp(-1) - 1 + 1) / 2
+    known = 0.5 + 2 * 0.5**2 + 1e-3 * (4 + math.exp(-1) - 1 + 1) / 2
     assert loss.tolist() == pytest.approx([known] * 3)
 
 

@@ -77,7 +77,7 @@ def test_the_recipes_numbers_reach_the_models(out):
     assert (len(teacher["losses"]), len(one["losses"])) == (3, 2)
     assert (teacher["about"]["rate"], one["about"]["rate"]) == (RECIPE.rate, RECIPE.rate_one)
     assert teacher["about"]["ema"] == one["about"]["ema"] == RECIPE.ema
-    assert one["about"]["faster"] == {"cond_proj": RECIPE.w_rate}
+    assert one["about"]["faster"] == {"cond_proj": RECIPE.w_rate, "time_emb": RECIPE.time_rate}
     two = read_card(folder / "stage-two" / "steps-4")
     assert two["about"]["rate"] == RECIPE.rate_two and two["model"]["w_range"] == [0.0, 4.0]
 
