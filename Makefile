@@ -3,17 +3,19 @@
 DATASET ?= digits
 PROFILE ?= laptop
 OUT ?= out/demo
+OUT_LATENT ?= out/demo-latent
 NAMES ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo test bench notebooks lint clean
+.PHONY: help env demo demo-latent test bench notebooks lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train and distil on real images, then print what came out (minutes)"
 	@echo "                choose with DATASET=digits|cifar10 PROFILE=smoke|laptop|colab|paper OUT=$(OUT)"
+	@echo "make demo-latent  the same for text-to-image: captioned emoji, students for stock diffusers"
 	@echo "make test       lint, the fast tests, and every notebook at the smoke profile"
 	@echo "make bench      time updates and samplers against their bare parts; writes out/bench.json"
 	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
@@ -50,6 +52,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@$(BIN)/python tests/course.py demo --dataset '$(DATASET)' --profile '$(PROFILE)' --out '$(OUT)'
+
+demo-latent: $(STAMP)
+	@$(BIN)/python tests/course.py demo-latent --profile '$(PROFILE)' --out '$(OUT_LATENT)'
 
 # Two workers of one thread each: most of the time goes to starting processes and small networks.
 # pytest comes last, so that its own summary is the last line.

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 
 SCRIPTS = sorted((course.ROOT / "notebooks").glob("*.py"))
-COURSE = [f"{number:02d}" for number in (*range(8), 11)]
+COURSE = [f"{number:02d}" for number in range(12)]
 ON_IMAGES = [script for script in SCRIPTS if "02" <= script.stem[:2] <= "07"]
 
 pytestmark = pytest.mark.xdist_group("tool")  # one worker after the other would build it again

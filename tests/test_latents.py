@@ -255,7 +255,7 @@ def test_a_text_student_is_sampled_judged_and_exported_from_the_command_line(
     ("words", "sentence"),
     [
         (["--classes", "3"], "draws from text: pass --prompt, not --classes."),
-        (["--w", "9"], r"w = 9 is outside [0, 6]"),
+        (["--w", "9"], r"w = 9 is outside [0, 2]"),
         (["--steps", "8"], "distilled for 2 steps, not 8"),
     ],
 )

@@ -1,0 +1,347 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 08 · Latents and text
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/08_latents_and_text.ipynb)
+#
+# The second half of the paper distils **latent** diffusion models (Rombach et al. 2022), among them Stable Diffusion. A U-Net's cost grows with the
+# number of places in its input. So an **autoencoder** turns an image into a much smaller array of latents, the diffusion model draws latents,
+# and a decoder turns them back into an image. The condition is no longer one of ten labels but a **sentence**. Here we build all of it, small, from
+# 1,716 captioned emoji.
+#
+# **You will**
+#
+# - train an autoencoder, and see what its latents keep and lose,
+# - find out why a single number, the *scale* of the latents, decides whether the noise schedule fits,
+# - turn captions into tokens, and the empty caption into "no condition",
+# - train a text-to-image teacher with the very function that trained the digits, and type prompts nobody drew.
+#
+# **You need** notebooks 02 to 04.
+#
+# | profile | hardware | time |
+# | --- | --- | --- |
+# | `smoke` | any CPU | under a minute; the pictures are noise |
+# | `laptop` | two CPU cores | 32 minutes: autoencoder 4, teacher 24, matcher 2 |
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("cfgdistill") is None:  # on Colab, say
+    source = "cfgdistill @ git+https://github.com/cfgdistill/cfgdistill"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+
+import os
+
+import torch
+
+from cfgdistill import CosineSchedule, GuidedDenoiser, get_recipe
+from cfgdistill.checkpoints import provenance, read_card
+from cfgdistill.data import load_captioned
+from cfgdistill.encoders import psnr
+from cfgdistill.metrics import generate
+from cfgdistill.plotting import COLORS, draw_images, figure, sample_grid, show
+from cfgdistill.stages import evaluate_rows, home, load_recipe_data, make_judge, train_teacher
+
+# %% tags=["parameters"]
+captions = os.environ.get("CFGDISTILL_CAPTIONS", "emoji")
+profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
+out = os.environ.get("CFGDISTILL_OUT", "out")
+seed = 0
+
+# %% [markdown]
+# ## Captioned images
+#
+# Every picture has a name, and the names share words: *red heart* and *blue heart*, *cat* and *cat face*. That is what a model can
+# learn language from. The held-out split keeps all variants of one emoji on the same side.
+
+# %%
+recipe = get_recipe(captions, profile, seed=seed)
+print(recipe)
+held_out = load_captioned(captions, "test", size=recipe.size)
+images = load_captioned(captions, "train", size=recipe.size, images=recipe.images)
+print(f"{len(images)} images to train on, {len(held_out)} held out, {list(images.shape)} each")
+rows = images.prompts(16)[1]
+for k in rows[:8]:
+    print("   ", images.class_names[k])
+fig, axis = figure(width=7, height=2)
+draw_images(axis, images.batch(rows)[0], 8)
+show(
+    fig,
+    alt="Sixteen emoji of the training set on white, among them signs, flags, animals, plants and faces.",
+)
+
+# %% [markdown]
+# ## The autoencoder
+#
+# `load_recipe_data` prepares what the stages are trained on. The first time it trains a small KL autoencoder, which halves the
+# side of the image and writes four channels; then it keeps the latents of all images on disk. *KL*: the encoder answers with a Gaussian,
+# of which we use the mean, and a small penalty, the divergence from $\mathcal{N}(0, I)$, keeps latents from spreading.
+
+# %%
+data = load_recipe_data(recipe, out)
+x = images.batch(rows)[0]
+latents = data.vae.encode(x)
+pixels, numbers = x[0].numel(), latents[0].numel()
+print(f"{list(x.shape[1:])} = {pixels} numbers become {list(latents.shape[1:])} = {numbers}")
+
+# %% [markdown]
+# **What is lost?** The same pictures, there and back; then the latents themselves, one channel beside the other. The number is the
+# peak signal-to-noise ratio, $20 \log_{10}(2 / \text{rms})$ for images in $[-1, 1]$: at 20 dB the error is a tenth of the range.
+
+# %%
+back = data.decode(latents)
+fig, axes = figure(3, 1, width=7, height=2.9)
+draw_images(axes[0], x[:12], 12, "images")
+draw_images(axes[1], back[:12], 12, "encoded and decoded")
+channels = (latents[:3].flatten(0, 1)[:, None] / 3).clamp(-1, 1)  # 3 deviations are black or white
+draw_images(axes[2], channels, 12, "the four latent channels of the first three")
+show(
+    fig,
+    alt="Emoji above, their reconstructions below, which keep shapes and colours and lose a little sharpness. Under "
+    "them the latent channels: small grey pictures in which the shapes of the emoji can still be seen.",
+)
+for name, split in (("training", images), ("held-out", held_out)):
+    some = split.batch(split.prompts(min(180, len(split)))[1])[0]
+    value = psnr(data.decode(data.vae.encode(some)), some)
+    print(f"{name} images: {value:.1f} dB ({len(some)} images)")
+
+# %% [markdown]
+# **How small may latents be?** We first tried images of 64 pixels with latents of a quarter of their side, as Stable Diffusion has an eighth of 512:
+# 12 numbers become 1. After 700 updates (6.6 minutes) those reconstructions had 21.6 dB on training images, and *no green*: the four channels told brightness, its details, and orange
+# from blue; apples and cacti were brown, and the teacher could not know better. Neither more weight on
+# colour nor on its averages over 4 x 4 pixels changed that within 250 updates; permuting red, green and blue at random did, but slowly. At 32 pixels 3 numbers
+# become 1, and every colour fits. Look at reconstructions of *rare* colours before you train on latents: the average decibel does not show them.
+#
+# The latents look like small, odd copies of the image. That is no accident: a convolutional encoder keeps things where they
+# are. So a U-Net can work on them as it does on pixels, and image editing with masks (notebook 10) still makes sense.
+#
+# ## One number that must be right
+#
+# The schedule was made for data of about unit variance: at the time $t$ where $\alpha_t = \sigma_t$, half of $z_t$ should be signal. An
+# autoencoder does not know that. **What happens if its latents are used as they come?** Scaling data by $c$ multiplies the signal-to-noise ratio by $c^2$
+# at every $t$, which moves the whole schedule.
+
+
+# %%
+def scale_from_scratch(vae, batches):
+    z = torch.cat([vae.encode(x.to(vae.device)).latent_dist.mode() for x in batches])
+    shift = z.mean((0, 2, 3), keepdim=True)
+    return shift.flatten(), 1 / (z - shift).square().mean().sqrt()
+
+
+parts = [images.batch(part)[0] for part in torch.arange(len(images)).split(64)]
+with torch.no_grad():
+    shift, scale = scale_from_scratch(data.vae.vae, parts)
+torch.testing.assert_close(shift, data.vae.shift.flatten(), atol=1e-3, rtol=1e-3)
+torch.testing.assert_close(scale.item(), data.vae.scale, atol=1e-3, rtol=1e-3)
+moved = -2 * torch.log(scale).item()
+print(
+    f"raw latents: standard deviation {1 / scale.item():.3f}, so log-SNR would be off by {moved:+.2f}"
+)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+t = torch.linspace(0, 1, 101)[1:-1]
+logsnr = CosineSchedule().logsnr(t)
+print(f"as measured: mean {data.stored.mean().abs():.2f}, variance {data.stored.var():.2f}")
+for std in (1.0, 5.49):  # Stable Diffusion's raw latents have a deviation of about 5.49
+    half = t[(logsnr + 2 * torch.log(torch.tensor(std))).abs().argmin()]
+    print(f"data with standard deviation {std:.2f}: half signal, half noise at t = {half:.2f}")
+
+# %% [markdown]
+# Our raw latents have a deviation of about 1.5, which the penalty keeps from growing. Stable Diffusion's is far weaker, hence 5.49. With its raw latents,
+# noise and signal would balance at $t = 0.89$: nearly all times would show a nearly clean image, and the model would learn little about composition. That
+# is why its configuration carries the famous factor 0.18215 = 1 / 5.49. `VAEEncoder.measured` measures ours.
+#
+# ## From captions to tokens
+#
+# A *byte-pair* vocabulary is counted from the captions themselves: it starts with letters and merges the most frequent neighbours, again and
+# again; `</w>` marks the end of a word. A caption becomes 18 numbers: a start, its words, an end, and padding.
+
+# %%
+text = data.text
+for caption in ("red heart", "cat face", "a blue apple", "flamingo pool party"):
+    tokens = text.tokens([caption])[0]
+    words = text.tokenizer.convert_ids_to_tokens(tokens.tolist())
+    print(f"{caption!r:22s}", [word for word in words if not word.startswith("<|")])
+
+# %% [markdown]
+# Words that are frequent among the captions are one token; rare ones fall into pieces, and every word can be spelt.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for caption in ("red heart", "zebra crossing!", ""):
+    back = text.tokenizer.decode(text.tokens([caption])[0], skip_special_tokens=True)
+    print(f"{caption!r} is read back as {back!r}")
+print("no condition is the empty caption:", torch.equal(text.null, text.tokens([""])[0]))
+
+# %% [markdown]
+# The empty caption takes the place of the null label: with probability `recipe.drop` a caption is replaced by it in training, and guidance
+# compares the two answers, as in notebook 02. The text encoder has two layers of CLIP's architecture (CLIP is
+# a pair of networks for images and captions, and Stable Diffusion reads with its text half). It is trained together with the U-Net, which looks at its
+# words by cross-attention at the lowest resolution; the caption as a whole is added to the time embedding, and so scales and shifts the features of
+# every block.
+#
+# **What does a prompt that is too long do?** It is cut, as diffusers does it, and you are told.
+
+# %%
+import warnings
+
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    text.tokens(["cat face " * 20])
+print(told[0].message)
+
+# %% [markdown]
+# ## The teacher
+#
+# `data` is now what digits were before: examples (latents), conditions (tokens), and a null condition. So the
+# function of notebook 02 trains the teacher, unchanged. The recipe differs in two places, the network and the times it is trained at: the
+# section *What made it listen* says why.
+
+# %%
+network = train_teacher(recipe, data, out)
+teacher = GuidedDenoiser(network, null=data.null)
+card = read_card(home(recipe, out) / "teacher")
+parameters = sum(p.numel() for p in network.net.unet.parameters()) / 1e6
+print(
+    f"U-Net: {parameters:.1f} M parameters, {card['about']['updates']} updates, {card['minutes']} minutes"
+)
+losses = torch.tensor(card["losses"])
+window = max(1, len(losses) // 60)
+smooth = losses[: len(losses) // window * window].reshape(-1, window).mean(1)
+fig, axis = figure(width=6, height=2.8)
+axis.plot(torch.arange(1, len(smooth) + 1) * window, smooth, color=COLORS[0])
+axis.set(xlabel="update", ylabel="loss (v)", yscale="log")
+show(fig, alt="The loss of the teacher falls quickly for some hundred updates and then slowly.")
+
+# %% [markdown]
+# **What does it draw, and what does $w$ do?** The same noise in all three columns, one prompt for each place, 50 steps of two evaluations
+# each. These prompts are captions of the training set.
+
+# %%
+prompts = ["red heart", "green apple", "cat face", "strawberry", "castle", "angry face"]
+prompts += ["rainbow", "crescent moon", "orange circle", "blue heart", "cactus", "octopus"]
+how = dict(shape=data.shape, steps=50, seed=seed, decode=data.decode)
+drawn = {
+    f"w = {w:g}": {"": generate(teacher, labels=text.tokens(prompts), w=w, **how)}
+    for w in (0.0, 2.0, 5.0)
+}
+fig = sample_grid(drawn, 4)
+print("row by row:", ", ".join(prompts))
+show(
+    fig,
+    alt="Twelve prompts drawn with w = 0, 2 and 5, among them a red heart, a green apple, a cat face, a strawberry, a castle "
+    "and an angry face. All can be recognised. Without guidance edges are ragged and colours mixed; with w = 2 both are clear; with w = 5 "
+    "colours are overdrawn, and the white ground is speckled.",
+)
+
+# %% [markdown]
+# ## Does the picture fit the prompt?
+#
+# The usual measure, CLIP score, needs CLIP: hundreds of megabytes of weights, trained on photographs of the web. We train a small **matcher** instead:
+# image features and word vectors that must point the same way. The **retrieval score** is the share of samples whose own caption, among all
+# those of the data set, comes first. It is not CLIP's, it knows emoji only, and it is used for comparing rows of one table.
+
+# %%
+judge = make_judge(recipe, data, out)
+real = judge(images.all()[0], images.labels)["retrieval_score"]
+decoded = judge(data.decode(data.stored), images.labels)["retrieval_score"]
+print(f"real training images: {real:.1%}; after the autoencoder: {decoded:.1%}")
+common = dict(judge=judge, data=data, recipe=recipe, out=out, weights=(0.0, 1.0, 2.0, 4.0))
+table = evaluate_rows(teacher, model="teacher", steps=(16,), **common)
+fig, axis = figure(width=5, height=2.8)
+weights = [row["w"] for row in table]
+axis.plot(weights, [row["retrieval_score"] for row in table], marker="o", color=COLORS[0])
+axis.axhline(decoded, color="#666666", linestyle=":")
+axis.text(weights[-1], decoded, "decoded training images", ha="right", va="bottom", fontsize=8)
+axis.set(xlabel="guidance weight w", ylabel="retrieval score", ylim=(0, 1.05))
+show(fig, alt="Retrieval score against w: it rises from w = 0 to 1 and falls slowly beyond.")
+for row in table:
+    print(
+        f"w = {row['w']:g}: retrieval {row['retrieval_score']:.1%}, Frechet distance "
+        f"{row['frechet_distance']:.2f} ({judge.name}), {row['nfe']} NFE, {recipe.samples} samples"
+    )
+
+# %% [markdown]
+# Two of three samples at $w = 1$ bring their own caption to the top of 1,716, although the matcher has learnt from clean pictures; a guess would succeed
+# once in 1,716 times. (150 samples: the standard error is 4 points.) Guidance helps up to $w = 1$ or 2. Beyond, colours are overdrawn, and the matcher, which never saw such pictures,
+# recognises fewer of them: more guidance is not more truth.
+#
+# ### What made it listen
+#
+# A teacher that ignores its captions still has a falling loss, and paints soft averages of everything. The loss near $t = 1$, where nothing but the
+# caption can tell what to draw, gives it away. Measured after 3,000 updates of 64 images, on 192 training images, seed 0, in the latents of the
+# 64-pixel autoencoder above (after 900 updates):
+#
+# | how the teacher was trained | loss at $t = 0.99$ | at $t = 0.5$ |
+# | --- | --- | --- |
+# | peak learning rate $10^{-3}$ | 0.364 | 0.137 |
+# | $5 \cdot 10^{-4}$ | 0.336 | 0.136 |
+# | and caption and time *scale and shift* the features of every block; $t = u^{0.4}$ instead of uniform | **0.084** | **0.105** |
+# | the last without any caption, for comparison | 0.826 | 0.180 |
+#
+# In the first two the caption reaches the blocks as a shift only, which a normalisation that follows can partly undo. Times with more of the noisy end
+# alone gain 10 % after 400 updates. A run at $2 \cdot 10^{-3}$ never learns to use its captions, and one with batches of 32 at $1.5 \cdot 10^{-3}$
+# ends at 0.504 after 5,000 updates (160,000 images instead of 192,000, and a higher rate: we did not separate the two). Stopping after 2,200
+# updates costs much: 0.202 and 0.143.
+#
+# ## Prompts that nobody drew
+#
+# **Does the model put words together?** No picture of these was in the training set.
+
+# %%
+unseen = ["red apple", "pouting cat", "hollow red circle", "tiger face"]  # held out
+unseen += ["blue apple", "purple cat face", "yellow octopus", "black strawberry"]  # nobody's
+print("in the training set:", sum(prompt in images.class_names for prompt in unseen), "of 8")
+print("in the held-out set:", sum(prompt in held_out.class_names for prompt in unseen), "of 8")
+fig, axes = figure(2, 1, width=7, height=2.4)
+for axis, w in zip(axes, (2.0, 5.0), strict=True):
+    pictures = generate(teacher, labels=text.tokens(unseen), w=w, **how)
+    draw_images(axis, pictures, 8, f"w = {w:g}: " + ", ".join(unseen))
+show(
+    fig,
+    alt="Eight prompts that are not in the training set, with w = 2 and w = 5: a red apple, orange patches, a pink blot, a yellow "
+    "face with stripes, a dark blue apple with an orange side, a purple disc, a yellow blot and a black ball.",
+)
+
+# %% [markdown]
+# Colours of new combinations often arrive: the red apple is red and round, the blue apple blue, the purple cat purple, the strawberry black. New
+# *things* do not: the purple cat has no face, and the tiger is just another yellow one. What it paints well are the pictures of
+# the training set; a language it has not learnt. Stable Diffusion has seen a million times as many.
+#
+# ## Exercises
+#
+# 1. Train an autoencoder with one more halving (`vae_channels=(48, 64, 96)`, with an `out` of its own). What do reconstructions lose, and how much faster is an update
+#    of the teacher?
+# 2. Make latents that are five times too loud: `vae = copy.deepcopy(data.vae)`, `vae.scale *= 5`, `loud = dataclasses.replace(data, stored=5 *
+#    data.stored, vae=vae)`. Train a teacher on them with an `out` of its own. Look at $w = 0$ first.
+# 3. Replace the empty caption by a random one as the null condition. What does guidance do then?
+# 4. Swap two words ("face cat"). Does the text encoder care about their order?
+# 5. Type prompts of your own. Which words does the model know? (`text.tokenizer.get_vocab()`.)
+#
+# **Next:** the same two stages as before turn this teacher into a student that needs 4, 2, 1 evaluations.
+
+# %%
+facts = provenance(
+    notebook="08_latents_and_text",
+    recipe=recipe.name,
+    seed=seed,
+    data=images.hash[:16],
+    split=images.split,
+)
+for key, value in facts.items():
+    print(f"{key}: {value}")
