@@ -105,6 +105,7 @@ def _save_class_pipeline(student, scheduler, class_names, folder):
         "unet": ["diffusers", "UNet2DConditionModel"],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "class_names": list(class_names),
+        "patch": student.net.patch,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
 

@@ -64,21 +64,45 @@ class _UNet(nn.Module):
                 if w is not None
                 else "This network needs a guidance weight: pass w."
             )
-        return self.unet(
-            z,
-            # Entry k of a diffusers schedule is t = (k + 1) / T.
-            self.timesteps * t - 1,
-            timestep_cond=None if w is None else embed_w(w, features),
-            **condition,
-        ).sample
+        # Entry k of a diffusers schedule is t = (k + 1) / T.
+        k = self.timesteps * t - 1
+        condition["timestep_cond"] = None if w is None else embed_w(w, features)
+        return self._call(z, k, **condition)
+
+    def _call(self, z: Example, k: PerExample, **condition) -> Example:
+        return self.unet(z, k, **condition).sample
 
 
 class ClassUNet(_UNet):
-    """A class-conditional U-Net as net(z, t, cond, w)."""
+    """A class-conditional U-Net as net(z, t, cond, w).
+
+    patch: side of the squares of pixels that the U-Net sees as channels of one place. A reordering,
+    under which noise stays noise; with patch = 2 the most expensive quarter of a U-Net is saved.
+    """
+
+    def __init__(self, unet, timesteps: int = TIMESTEPS, patch: int = 1):
+        super().__init__(unet, timesteps)
+        self.patch = patch
+
+    @property
+    def config(self) -> dict:
+        return {**super().config, **({} if self.patch == 1 else {"patch": self.patch})}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = super().shape
+        return (channels // self.patch**2, height * self.patch, width * self.patch)
+
+    def with_unet(self, unet) -> "ClassUNet":
+        return ClassUNet(unet, self.timesteps, self.patch)
 
     def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
         """z [b, c, h, h], t [b], labels cond [b], w [b] (None for a network without a w input)."""
         return self._ask(z, t, w, encoder_hidden_states=None, class_labels=cond)
+
+    def _call(self, z: Example, *given, **condition) -> Example:
+        said = super()._call(nn.functional.pixel_unshuffle(z, self.patch), *given, **condition)
+        return nn.functional.pixel_shuffle(said, self.patch)
 
 
 class TextUNet(_UNet):
@@ -214,18 +238,20 @@ def open_unet(base: str):
 
 def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
     """A new teacher for images [channels, size, size]; label num_classes is null."""
+    if size % recipe.patch:
+        raise ValueError(f"Images of {size} pixels do not fall into squares of {recipe.patch}.")
     depth = len(recipe.channels)
     unet = _new_unet(
         recipe,
-        channels,
-        size,
+        channels * recipe.patch**2,
+        size // recipe.patch,
         down_block_types=("DownBlock2D",) * depth,
         up_block_types=("UpBlock2D",) * depth,
         mid_block_type="UNetMidBlock2D",
         attention_head_dim=16,
         num_class_embeds=num_classes + 1,
     )
-    net = ClassUNet(unet)
+    net = ClassUNet(unet, patch=recipe.patch)
     return Denoiser(net, CosineSchedule(), recipe.prediction_type, num_classes=num_classes)
 
 
@@ -244,7 +270,6 @@ def build_text_unet(recipe: Recipe, *, channels: int, size: int, text) -> Denois
         down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
         up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
         mid_block_type="UNetMidBlock2DCrossAttn",
-        resnet_time_scale_shift="scale_shift",
         attention_head_dim=max(1, recipe.channels[-1] // 64),  # diffusers: number of heads
         cross_attention_dim=text.config.hidden_size,
         addition_embed_type="text",  # the caption as a whole, beside the time
@@ -265,6 +290,7 @@ def _new_unet(recipe: Recipe, channels: int, size: int, **blocks):
             out_channels=channels,
             block_out_channels=recipe.channels,
             layers_per_block=recipe.layers,
+            resnet_time_scale_shift="scale_shift" if recipe.scale_shift else "default",
             norm_num_groups=8,
             **blocks,
         )
@@ -317,9 +343,10 @@ def load(folder: str | Path) -> Denoiser:
         from diffusers import UNet2DConditionModel
 
         text, timesteps = net.pop("text", None), net.pop("timesteps", TIMESTEPS)
+        patch = net.pop("patch", 1)
         unet = UNet2DConditionModel.from_config(net)
         net = (
-            ClassUNet(unet, timesteps)
+            ClassUNet(unet, timesteps, patch)
             if kind == "ClassUNet"
             else TextUNet(unet, build_text_model(text), timesteps)
         )

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,8 +145,10 @@ result = [latents.tolist(), len(calls), list(image.size), image.mode]
 """
 
 
-def test_class_students_carry_their_pipeline_with_them(tmp_path):
-    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=10), 4.0).for_steps(4)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_class_students_carry_their_pipeline_with_them(tmp_path, patch):
+    recipe = replace(TINY, patch=patch)
+    student = with_w(build_unet(recipe, channels=1, size=8, num_classes=10), 4.0).for_steps(4)
     folder = export(student, tmp_path, class_names=tuple("0123456789"))
     latents, calls, size, mode = stock(folder, CLASSES)
     z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))

@@ -14,9 +14,9 @@ from cfgdistill.unets import add_w_conditioning, build_unet, load
 RECIPE = get_recipe("digits", "smoke", channels=(8, 16), batch=4)
 
 
-def build(seed=0):
+def build(seed=0, **changes):
     teacher = build_unet(
-        get_recipe("digits", "smoke", channels=(8, 16), seed=seed),
+        get_recipe("digits", "smoke", channels=(8, 16), seed=seed, **changes),
         channels=1,
         size=8,
         num_classes=10,
@@ -133,8 +133,28 @@ def test_the_same_seed_builds_the_same_teacher_whatever_was_drawn_before(teacher
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-def test_a_trained_teacher_is_loaded_by_its_folder_alone(tmp_path):
-    teacher = build()
+def test_with_a_patch_the_unet_sees_squares_of_pixels_as_channels():
+    recipe = get_recipe("digits", "smoke", channels=(8, 16), patch=2)
+    teacher = build_unet(recipe, channels=1, size=8, num_classes=10).eval()
+    z, t, cond = some()
+    # Channel 2 i + j holds row i and column j of every square: written out, not pixel_unshuffle.
+    squares = torch.cat([z[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=1)
+    with torch.no_grad():
+        v = teacher(z, t, cond).v
+        stock = teacher.net.unet(squares, 1024 * t - 1, None, class_labels=cond).sample
+    assert v.shape == z.shape
+    for k, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        assert torch.equal(v[:, 0, i::2, j::2], stock[:, k])
+
+
+def test_images_that_do_not_fall_into_squares_are_refused():
+    with pytest.raises(ValueError, match="8 pixels do not fall into squares of 3"):
+        build_unet(get_recipe("digits", "smoke", patch=3), channels=1, size=8, num_classes=10)
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch": 2}, {"scale_shift": True}])
+def test_a_trained_teacher_is_loaded_by_its_folder_alone(tmp_path, changes):
+    teacher = build(**changes)
     updates = train(
         teacher,
         teacher_loss(10, 0.1),
