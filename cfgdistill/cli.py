@@ -15,7 +15,7 @@ from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
 
-from cfgdistill.config import PROFILES, RECIPES, Recipe, get_recipe, one_of
+from cfgdistill.config import PROFILES, RECIPES, Recipe, as_recipe, get_recipe, one_of
 
 ABOUT = """Distillation of classifier-free-guided diffusion models (Meng et al., CVPR 2023).
 
@@ -116,7 +116,11 @@ def parser() -> argparse.ArgumentParser:
         )
 
     def add_sampling(to: argparse.ArgumentParser) -> None:
-        to.add_argument("folder", help="a finished model, such as out/digits-laptop/teacher")
+        to.add_argument(
+            "folder",
+            help="a finished model, such as out/digits-laptop/teacher, or the name of one that "
+            "comes with this package, such as digits/stage-two/steps-4 (copied to out/)",
+        )
         to.add_argument(
             "--sampler", help="ddim, stochastic or ancestral (the model's own, or ddim)"
         )
@@ -238,6 +242,7 @@ def _sample(given) -> dict:
     file = Path(given.to)
     if file.suffix not in (".png", ".safetensors"):
         raise ValueError(f"Images are written as .png or .safetensors, not as {file.name!r}.")
+    given.folder = _place(given.folder)
     model, card, data_of = _load(given.folder)
     if _rank() > 0:
         return {}  # one process is enough
@@ -285,11 +290,12 @@ def _evaluate(given) -> dict:
     from cfgdistill.checkpoints import provenance, write_text
     from cfgdistill.metrics import FID_SAMPLES, evaluate, published_fid, samples
 
+    given.folder = _place(given.folder)
     model, card, data_of = _load(given.folder)
     recipe, data = _recipe_of(card, given.folder), data_of()
     sampler, n = _sampler(given.sampler, model), given.n or recipe.samples
     table = list(product(given.steps or [_own_steps(model)], given.w))
-    teacher = None if given.teacher is None else _load(given.teacher)[0]
+    teacher = None if given.teacher is None else _load(_place(given.teacher))[0]
     if teacher is not None and _core(teacher).steps:
         raise ValueError(
             f"{given.teacher} is a student: compare with a model of any number of steps, such as "
@@ -345,6 +351,7 @@ def _export(given) -> dict:
     from cfgdistill.encoders import TextEncoder
     from cfgdistill.export import export
 
+    given.folder = _place(given.folder)
     model, card, data_of = _load(given.folder)
     recipe, data = _recipe_of(card, given.folder), data_of()
     about = {
@@ -429,8 +436,7 @@ def _change(item: str) -> tuple:
 def _recipe_of(card: dict, folder: str) -> Recipe:
     """The recipe that a model was trained with."""
     try:
-        kept = card["recipe"]
-        return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
+        return as_recipe(card["recipe"])
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"The card in {folder} names no recipe, so its data set is unknown: "
@@ -464,6 +470,18 @@ def _conditions(recipe: Recipe, data, captions: list[str]):
         return data.text.tokens(captions)
     with torch.no_grad():
         return text(text.tokens(captions))
+
+
+def _place(folder: str) -> str:
+    """`folder` itself, or, for the name of a model of the package, where its copy lies."""
+    from cfgdistill.checkpoints import read_card
+    from cfgdistill.pretrained import names, pretrained, use_pretrained
+
+    if Path(folder).exists() or folder not in names():
+        return folder
+    recipe = as_recipe(read_card(pretrained(folder))["recipe"])
+    use_pretrained(recipe, "out")
+    return str(Path("out", recipe.name, folder.partition("/")[2]))
 
 
 def _load(folder: str):

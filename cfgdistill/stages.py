@@ -369,14 +369,17 @@ def evaluate_rows(
 def training_minutes(recipe: Recipe, out: str | Path) -> dict[str, float]:
     """Minutes that the judge, the teacher and both stages took, by the names of their folders.
 
-    Encoders, stochastic students and the models of comparisons are not counted.
+    Encoders, stochastic students and the models of comparisons are not counted; students that were
+    trained for the package but do not come with it are.
     """
     folder = home(recipe, out)
     stages = ("autoencoder", "classifier", "teacher", "stage-one", FOLDERS["ddim"])
-    cards = sorted(card for stage in stages for card in (folder / stage).glob("**/card.json"))
-    return {
-        str(card.parent.relative_to(folder)): read_card(card.parent)["minutes"] for card in cards
-    }
+    shipped = folder / "training.json"
+    spent = json.loads(shipped.read_text()) if shipped.exists() else {}
+    for stage in stages:
+        for card in (folder / stage).glob("**/card.json"):
+            spent[card.parent.relative_to(folder).as_posix()] = read_card(card.parent)
+    return {k: spent[k]["minutes"] for k in sorted(spent) if k.partition("/")[0] in stages}
 
 
 def _finish(updates: Iterator) -> None:

@@ -337,9 +337,16 @@ def distill_progressively(
     one's teacher. As in the released configurations of Salimans & Ho 2022: the rate falls to 0 in
     every halving, no EMA, and more updates for long steps: three times as many for 4 steps and
     fewer (theirs: twice for 2 and 1). Arguments as in `stage_two_loss` and `train`; a folder gets
-    one sub-folder per student, steps-N.
+    one sub-folder per student, steps-N. A student that is not there although a later one is has
+    done its work as a teacher: it is left out.
     """
-    for steps in halvings(start):
+    at = {n: None if folder is None else Path(folder) / f"steps-{n}" for n in halvings(start)}
+    last = min(
+        (n for n, place in at.items() if place and (place / "card.json").exists()), default=0
+    )
+    for steps, place in at.items():
+        if last and steps > last and not (place / "card.json").exists():
+            continue
         student = teacher.for_steps(steps, sampler)
         if not pretrained:
             reset(student.net, seed)
@@ -364,7 +371,7 @@ def distill_progressively(
             batch=batch,
             rate=rate,
             seed=seed,
-            folder=None if folder is None else Path(folder) / f"steps-{steps}",
+            folder=place,
             about={**(about or {}), "start": start},
             notes=notes,
             save_every=save_every,

@@ -1,6 +1,8 @@
 """Small networks and schedules that several tests share."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,6 +13,15 @@ from cfgdistill.encoders import TextEncoder, VAEEncoder, build_text_encoder
 from cfgdistill.schedules import CosineSchedule, DiscreteSchedule
 from cfgdistill.toy import MLP
 from cfgdistill.unets import add_w_conditioning, build_text_unet
+
+
+def script(name: str):
+    """data/<name>.py as a module."""
+    path = Path(__file__).parents[1] / "data" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Wave(nn.Module):

@@ -19,6 +19,7 @@ ORDER = [
     "distillation",
     "toy",
     "checkpoints",
+    "pretrained",
     "training",
     "data",
     "encoders",
