@@ -9,7 +9,7 @@ NAMES ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo demo-latent test bench notebooks lint clean
+.PHONY: help env demo demo-latent test bench results notebooks lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make demo-latent  the same for text-to-image: captioned emoji, students for stock diffusers"
 	@echo "make test       lint, the fast tests, and every notebook at the smoke profile"
 	@echo "make bench      time updates and samplers against their bare parts; writes out/bench.json"
+	@echo "make results    measure every model in data/pretrained again; NAMES=digits for one data set"
 	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
 	@echo "make lint       ruff, check and format"
 	@echo "make env        only the environment, .venv"
@@ -66,6 +67,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python tests/bench.py --dataset '$(DATASET)' --profile '$(PROFILE)'
+
+results: $(STAMP)
+	@$(BIN)/python data/make_results.py $(NAMES)
 
 notebooks: $(STAMP)
 	@$(BIN)/python tests/course.py build $(NAMES) --dataset '$(DATASET)' --profile '$(PROFILE)'

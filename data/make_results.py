@@ -1,0 +1,338 @@
+"""Every shipped model measured again: data/pretrained/results.json, and what is made from it.
+
+That is the README's tables, all numbers in data/pretrained/RESULTS.md, data/figures/NAME*.png.
+
+    python data/make_results.py [digits] [cifar10] [emoji]     (`make results`: all that is shipped)
+
+Rows that are already in out/results are not computed again: after Ctrl-C the same command goes on.
+With CFGDISTILL_RESNET=resnet56.th, a file of github.com/akamaster/pytorch_resnet_cifar10, CIFAR-10
+is also judged by that network, which this project has not trained.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cfgdistill import GuidedDenoiser, ddim, pretrained, stages, stochastic
+from cfgdistill.checkpoints import provenance, write_text
+from cfgdistill.config import get_recipe
+from cfgdistill.metrics import Judge, generate
+from cfgdistill.plotting import quality_against_nfe, sample_grid
+from cfgdistill.pretrained import names, use_pretrained
+
+ROOT = Path(__file__).resolve().parent
+RESULTS, README = ROOT / "pretrained" / "results.json", ROOT.parent / "README.md"
+FIGURES = ROOT / "figures"
+STUDENTS = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured for one data set."""
+
+    samples: int
+    weights: tuple[float, ...]
+    teacher: tuple[int, ...]  # steps, the most first
+    many: int  # samples for more than 32 steps of the teacher, where all would take hours
+    values: dict[str, str]  # in the README's table, with their formats
+    captions: tuple[str, ...] = ()  # of the figure; else ten classes
+
+
+IMAGES = {"frechet_distance": ".2f", "class_accuracy": ".1%"}
+CAPTIONED = {"distance_to_teacher": ".3f", "retrieval_score": ".1%"}
+PROMPTS = "red heart, green apple, cat face, strawberry, castle, angry face, rainbow, octopus"
+PLANS = {
+    "digits": Plan(1000, (0.0, 0.3, 1.0, 2.0, 4.0), (256, 16, 8, 4, 2, 1), 1000, IMAGES),
+    "cifar10": Plan(10_000, (0.0, 0.3, 1.0, 2.0, 4.0), (256, 32, 16, 8, 4, 2, 1), 1000, IMAGES),
+    "emoji": Plan(
+        150, (0.0, 1.0, 2.0), (50, 16, 8, 4, 2, 1), 150, CAPTIONED, tuple(PROMPTS.split(", "))
+    ),
+}
+
+
+def measure(name: str, out: Path) -> list[dict]:
+    """All rows of one data set."""
+    plan = PLANS[name]
+    recipe = use_pretrained(get_recipe(name, "laptop"), out)
+    data = stages.load_recipe_data(recipe, out)
+    judges = [stages.make_judge(recipe, data, out)]
+    if name == "cifar10" and "CFGDISTILL_RESNET" in os.environ:
+        judges.append(Judge(ResNet.open(Path(os.environ["CFGDISTILL_RESNET"])), data))
+    judges = Judges(judges)
+    network = stages.train_teacher(recipe, data, out)
+    teacher = GuidedDenoiser(network, data.null)
+    models = [("teacher", teacher, ddim, (n,)) for n in plan.teacher]
+    models.append(("stage_one", stages.train_stage_one(recipe, data, out), ddim, (16,)))
+    for kind, sampler in (("ddim", ddim), ("stochastic", stochastic)):
+        if any(key.startswith(f"{name}/{stages.FOLDERS[kind]}/") for key in names()):
+            models += [
+                ("student", student, sampler, (student.steps,))
+                for student in stages.train_stage_two(recipe, data, out, kind)
+                if student.steps in STUDENTS
+            ]
+    few = {steps: plan.many for steps in plan.teacher if steps > 32}
+    truth = None
+    if "distance_to_teacher" in plan.values:
+        conds, _ = data.prompts(plan.many)
+        how = dict(shape=data.shape, steps=max(plan.teacher), decode=data.decode)
+        truth = {w: generate(teacher, labels=conds, w=w, **how) for w in plan.weights}
+    rows = []
+    for model, denoiser, sampler, steps in models:
+        n = few.get(steps[0], plan.samples)
+        found = stages.evaluate_rows(
+            denoiser,
+            judges,
+            data,
+            replace(recipe, samples=n),
+            out,
+            model=model,
+            steps=steps,
+            weights=plan.weights,
+            sampler=sampler,
+            truth=truth,
+        )
+        about = {"dataset": name, "n_samples": n, "seed": recipe.seed}
+        rows += [{**about, **row} for both in found for row in judges.apart(both)]
+        print(f"{name}: {model}, {steps[0]} steps", flush=True)
+    draw(name, data, models, rows)
+    return rows
+
+
+def draw(name: str, data, models: list[tuple], rows: list[dict]) -> None:
+    """The same noise through all models, and quality against evaluations: two figures."""
+    plan = PLANS[name]
+    labels, columns = torch.arange(10).repeat(2), 10
+    if plan.captions:
+        labels, columns = data.text.tokens(list(plan.captions)), len(plan.captions)
+    grid = {}
+    for w in (0.0, 1.0, plan.weights[-1]):
+        how = dict(shape=data.shape, labels=labels, w=w, decode=data.decode)
+        column = grid[f"w = {w:g}"] = {}
+        for model, denoiser, sampler, (steps,) in models:
+            if sampler is ddim and (model == "student" or steps in (plan.teacher[0], 4, 1)):
+                nfe = 2 * steps if model == "teacher" else steps
+                title = f"{model}, {steps} step{'s' * (steps > 1)}, {nfe} NFE"
+                column[title] = generate(denoiser, steps=steps, **how)
+    first = [row for row in rows if row["feature_net"] == rows[0]["feature_net"]]
+    own = [row for row in first if row["sampler"] == "ddim" and row.get("distance_to_teacher", 1)]
+    own = [row for row in own if row["w"] in (0, 1, plan.weights[-1])]
+    figures = {"": sample_grid(grid, columns)}
+    figures["-quality"] = quality_against_nfe(own, next(iter(plan.values)))
+    for kind, fig in figures.items():
+        fig.savefig(FIGURES / f"{name}{kind}.png")
+
+
+class Judges:
+    """Several judges of the same samples, in the place of one."""
+
+    def __init__(self, judges: list[Judge]):
+        self.judges, self.device = judges, judges[0].device
+        self.classifier = nn.ModuleList(judge.classifier for judge in judges)
+
+    def reset(self) -> None:
+        for judge in self.judges:
+            judge.reset()
+
+    def update(self, x, labels) -> None:
+        for judge in self.judges:
+            judge.update(x, labels)
+
+    def compute(self) -> dict[str, float]:
+        """What each says, under "number of the judge: name of the value"."""
+        values = [judge.compute() for judge in self.judges]
+        return {f"{k}:{key}": value for k, own in enumerate(values) for key, value in own.items()}
+
+    def apart(self, row: dict) -> list[dict]:
+        """A row for each judge, from one with what all of them say."""
+        rows = []
+        for k, judge in enumerate(self.judges):
+            own = {
+                key.partition(":")[2] or key: value
+                for key, value in row.items()
+                if ":" not in key or key.startswith(f"{k}:")
+            }
+            rows.append({"feature_net": judge.name, "reference": judge.reference, **own})
+        return rows
+
+
+class ResNet(nn.Module):
+    """He et al. 2015, section 4.2, with parameter-free shortcuts: 64 features, and 10 classes.
+
+    Images in [-1, 1]; the file's own normalization is done here.
+    """
+
+    num_features = 64
+    kind, score = "ResNet", "class_accuracy"
+
+    def __init__(self, depth: int):
+        super().__init__()
+        self.kind = f"ResNet-{depth}"
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        widths, blocks = (16, 16, 32, 64), (depth - 2) // 6
+        for k in (1, 2, 3):
+            body = [_Block(widths[k - 1], widths[k], stride=1 if k == 1 else 2)]
+            body += [_Block(widths[k], widths[k], stride=1) for _ in range(blocks - 1)]
+            setattr(self, f"layer{k}", nn.Sequential(*body))
+        self.linear = nn.Linear(64, 10)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], False)
+
+    @classmethod
+    def open(cls, file: Path) -> "ResNet":
+        """resnet56-4bfd9763.th and its like."""
+        depth = int(file.stem.removeprefix("resnet").split("-")[0])
+        kept = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        net = cls(depth)
+        net.load_state_dict({key.removeprefix("module."): value for key, value in kept.items()})
+        return net.eval()
+
+    def forward(self, x):
+        x = ((x + 1) / 2 - self.mean) / self.std
+        x = self.bn1(self.conv1(x)).relu()
+        return self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
+
+    def logits(self, x):
+        return self.linear(self(x))
+
+
+class _Block(nn.Module):
+    def __init__(self, inner: int, outer: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outer), nn.BatchNorm2d(outer)
+        self.stride, self.pad = stride, (outer - inner) // 2
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        short = x[:, :, :: self.stride, :: self.stride]
+        return (y + nn.functional.pad(short, (0, 0, 0, 0, self.pad, self.pad))).relu()
+
+
+# ---- the README -----------------------------------------------------------------------------
+
+
+NAMES = {"teacher": "guided teacher", "stage_one": "stage one", "student": "student"}
+TITLES = {
+    "frechet_distance": "Frechet",
+    "kernel_distance": "kernel distance",
+    "inception_score": "inception score",
+    "class_accuracy": "class accuracy",
+    "retrieval_score": "retrieval",
+    "precision": "precision",
+    "recall": "recall",
+    "distance_to_teacher": "distance to teacher",
+}
+
+
+def table(rows: list[dict], values: dict[str, str]) -> str:
+    """A Markdown table of one data set and one judge: a line per model, columns per value and w."""
+    weights = sorted({row["w"] for row in rows})
+    lines: dict[tuple, dict] = {}
+    for row in rows:
+        name = NAMES[row["model"]] + ("" if row["sampler"] == "ddim" else f", {row['sampler']}")
+        lines.setdefault((name, row["steps"], row["nfe"]), {})[row["w"]] = row
+    heads = ["model", "steps", "NFE"]
+    for key in values:
+        heads += [f"{TITLES[key]}, w = {weights[0]:g}", *(f"w = {w:g}" for w in weights[1:])]
+    text = [[*heads, "ms per image"], ["---"] * (len(heads) + 1)]
+    for (name, steps, nfe), own in lines.items():
+        ms = sum(row["ms_per_image"] for row in own.values()) / len(own)
+        cells = [(own.get(w), key, form) for key, form in values.items() for w in weights]
+        numbers = [format(row[key], form) if row else "-" for row, key, form in cells]
+        text.append([name, str(steps), str(nfe), *numbers, f"{ms:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in text)
+
+
+def caption(rows: list[dict]) -> str:
+    """What a reader must know about the numbers of a table."""
+    most, least = (f(row["n_samples"] for row in rows) for f in (max, min))
+    some = f"{most:,} samples" + ("" if least == most else f" ({least:,} of the slowest teacher)")
+    row = rows[0]
+    return (
+        f"Judge: {row['feature_net']} (its Frechet distance is not FID); {some}, "
+        f"reference {row['reference']}, seed {row['seed']}. NFE: network evaluations per image."
+    )
+
+
+def cost(training: dict[str, dict], name: str) -> str:
+    """What the training of one data set took, and what distillation did, stage one and two."""
+    stages_of = {k.removeprefix(f"{name}/"): v for k, v in training.items() if k.startswith(name)}
+    minutes: dict[str, float] = {}
+    for stage, spent in stages_of.items():
+        part = stage.split("/")[0]
+        minutes[part] = minutes.get(part, 0) + spent["minutes"]
+    distilled = sum(minutes[part] for part in ("stage-one", "stage-two") if part in minutes)
+    spent = ", ".join(f"{part} {value:.1f}" for part, value in minutes.items())
+    ratio = distilled / minutes["teacher"]
+    return f"Minutes of training: {spent}. Stages one and two took {ratio:.1f} times the teacher's."
+
+
+def _by_judge(results: dict, name: str) -> list[list[dict]]:
+    own = [row for row in results["rows"] if row["dataset"] == name]
+    judges = dict.fromkeys(row["feature_net"] for row in own)
+    return [[row for row in own if row["feature_net"] == judge] for judge in judges]
+
+
+def sections(results: dict) -> dict[str, str]:
+    """{data set: Markdown}: a table and its caption for every judge, and what training took."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(row["dataset"] for row in results["rows"]):
+        parts = []
+        for rows in _by_judge(results, name):
+            parts += [table(rows, PLANS[name].values), caption(rows)]
+        found[name] = "\n\n".join([*parts, cost(results["meta"]["training"], name)])
+    return found
+
+
+def everything(results: dict) -> str:
+    """All numbers as one Markdown page: a table per data set, judge and value."""
+    parts = ["# All numbers", "Made by `make results` from `results.json`."]
+    for name in dict.fromkeys(row["dataset"] for row in results["rows"]):
+        for rows in _by_judge(results, name):
+            parts += [f"## {name}, judged by {rows[0]['feature_net']}", caption(rows)]
+            shown = [key for key in TITLES if key in rows[0]]
+            forms = {"inception_score": ".2f", "kernel_distance": ".2g"}
+            parts += [table(rows, {key: forms.get(key, ".4f")}) for key in shown]
+    return "\n\n".join(parts) + "\n"
+
+
+def with_tables(readme: str, results: dict) -> str:
+    """The README with what stands between <!-- results NAME --> and <!-- end --> made anew."""
+    for name, text in sections(results).items():
+        head, begin, rest = readme.partition(f"<!-- results {name} -->\n")
+        _, end, tail = rest.partition("<!-- end -->")
+        if begin and end:
+            readme = f"{head}{begin}{text}\n{end}{tail}"
+    return readme
+
+
+def main(chosen: list[str]) -> None:
+    shipped = list(dict.fromkeys(name.split("/")[0] for name in names()))
+    if wrong := [name for name in chosen if name not in shipped]:
+        raise SystemExit(f"Nothing is shipped for {wrong[0]!r}: choose from {', '.join(shipped)}.")
+    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    out, chosen = Path("out/results"), chosen or shipped
+    rows = [row for row in kept if row["dataset"] not in chosen]
+    for name in chosen:
+        rows += measure(name, out)
+    training = {
+        f"{name}/{stage}": spent
+        for name in shipped
+        for stage, spent in json.loads(
+            (pretrained.ROOT / name / "training.json").read_text()
+        ).items()
+    }
+    results = {"meta": provenance(training=training), "rows": rows}
+    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+    write_text(RESULTS.with_suffix(".md").with_stem("RESULTS"), everything(results))
+    write_text(README, with_tables(README.read_text(), results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

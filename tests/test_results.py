@@ -1,0 +1,118 @@
+"""The published table: what the README says is what results.json holds, and nothing is typed."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import script
+
+from cfgdistill.data import load_data
+from cfgdistill.metrics import Classifier, Judge
+
+MADE = script("make_results")
+
+
+def row(model, steps, nfe, w, distance, **more):
+    about = dict(dataset="digits", feature_net="net", reference="digits train", n_samples=9, seed=0)
+    measured = dict(model=model, steps=steps, nfe=nfe, w=w, frechet_distance=distance)
+    measured["class_accuracy"] = 0.5
+    return {**about, **measured, "sampler": "ddim", "ms_per_image": 2.0, **more}
+
+
+ROWS = [
+    row("teacher", 16, 32, 0.0, 0.254),
+    row("teacher", 16, 32, 1.0, 2.0, ms_per_image=4.0),
+    row("student", 4, 4, 1.0, 3.14159, sampler="stochastic"),
+]
+
+
+TRAINING = {
+    "digits/teacher": {"updates": 9, "minutes": 2.0},
+    "digits/stage-one": {"updates": 9, "minutes": 1.0},
+    "digits/stage-two/steps-2": {"updates": 9, "minutes": 0.5},
+    "digits/stage-two/steps-1": {"updates": 9, "minutes": 1.25},
+    "digits/stage-two-stochastic/steps-1": {"updates": 9, "minutes": 4.0},
+}
+RESULTS = {"meta": {"training": TRAINING}, "rows": ROWS}
+FORMS = {"frechet_distance": ".2f", "class_accuracy": ".1%"}
+
+
+def test_the_table_has_a_line_per_model_and_for_each_value_a_column_per_w():
+    assert MADE.table(ROWS, FORMS).splitlines() == [
+        "| model | steps | NFE | Frechet, w = 0 | w = 1 | class accuracy, w = 0 | w = 1 | ms per image |",  # noqa: E501
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| guided teacher | 16 | 32 | 0.25 | 2.00 | 50.0% | 50.0% | 3.00 |",
+        "| student, stochastic | 4 | 4 | - | 3.14 | - | 50.0% | 2.00 |",
+    ]
+
+
+def test_the_cost_of_distillation_is_that_of_both_stages_for_one_sampler():
+    assert MADE.cost(TRAINING, "digits") == (
+        "Minutes of training: teacher 2.0, stage-one 1.0, stage-two 1.8, stage-two-stochastic 4.0. "
+        "Stages one and two took 1.4 times the teacher's."
+    )
+
+
+def test_the_page_of_all_numbers_has_a_table_for_every_value_that_was_measured():
+    page = MADE.everything(RESULTS)
+    assert page.count("| model | steps |") == 2 and "recall" not in page
+    assert "| 0.2540 | 2.0000 |" in page and "| 0.5000 | 0.5000 |" in page
+
+
+def test_the_caption_says_when_a_row_has_fewer_samples():
+    assert "9 samples, reference" in MADE.caption(ROWS)
+    few = [*ROWS, row("teacher", 256, 512, 0.0, 1.0, n_samples=3)]
+    assert "9 samples (3 of the slowest teacher), reference" in MADE.caption(few)
+
+
+def test_only_what_stands_between_the_marks_is_made_anew():
+    readme = "a\n<!-- results digits -->\nold\n<!-- end -->\nb <!-- results emoji -->\nkept"
+    made = MADE.with_tables(readme, RESULTS)
+    head, _, rest = made.partition("<!-- results digits -->\n")
+    text, _, tail = rest.partition("\n<!-- end -->")
+    assert head == "a\n" and tail == "\nb <!-- results emoji -->\nkept"
+    parts = (MADE.table(ROWS, FORMS), MADE.caption(ROWS), MADE.cost(TRAINING, "digits"))
+    assert text == "\n\n".join(parts)
+    assert MADE.with_tables(made, RESULTS) == made
+
+
+@pytest.mark.skipif(not MADE.RESULTS.exists(), reason="no results.json yet")
+def test_the_readme_shows_the_numbers_of_results_json():
+    readme, results = MADE.README.read_text(), json.loads(MADE.RESULTS.read_text())
+    for name in MADE.sections(results):
+        assert f"<!-- results {name} -->" in readme
+    assert MADE.with_tables(readme, results) == readme
+
+
+def test_several_judges_of_the_same_samples_say_what_each_says_alone():
+    data = load_data("digits")
+    x, labels = data.batch(torch.arange(60))
+    nets = [Classifier(1, 8, 10), Classifier(1, 8, 10)]
+    alone = [Judge(net, data)(x, labels) for net in nets]
+    assert alone[0] != alone[1]
+    both = MADE.Judges([Judge(net, data) for net in nets])
+    both.reset()
+    both.update(x, labels)
+    row = {"w": 1.0, **both.compute()}
+    about = dict(feature_net="digits classifier, 64 features")
+    about |= dict(reference="digits train, 1438 images", w=1.0)
+    assert both.apart(row) == [{**about, **own} for own in alone]
+
+
+def test_shortcuts_of_the_independent_judge_skip_places_and_pad_channels():
+    block = MADE._Block(2, 4, stride=2).eval()
+    torch.nn.init.zeros_(block.conv2.weight)  # so that the shortcut is all
+    x = torch.rand(1, 2, 4, 4)
+    y = block(x)
+    assert torch.equal(y[:, 1:3], x[:, :, ::2, ::2]) and not y[:, [0, 3]].any()
+
+
+@pytest.mark.skipif("CFGDISTILL_RESNET" not in os.environ, reason="CFGDISTILL_RESNET is not set")
+def test_the_independent_judge_is_as_good_as_its_authors_say():
+    net = MADE.ResNet.open(Path(os.environ["CFGDISTILL_RESNET"]))
+    x, labels = load_data("cifar10", "test").batch(torch.arange(1000))
+    with torch.no_grad():
+        right = (net.logits(x).argmax(1) == labels).double().mean().item()
+    assert right > 0.9  # 0.9173 to 0.9339 on all 10,000
