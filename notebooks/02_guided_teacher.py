@@ -30,7 +30,7 @@
 # **You need** notebook 01 ($z_t$, $v$, the DDIM step as a rotation). Training a U-Net should hold no
 # terrors for you.
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute, and the samples show it |
 # | `laptop` | two CPU cores | about three minutes on digits |
@@ -66,6 +66,7 @@ from cfgdistill.data import load_data
 from cfgdistill.guidance import drop_condition
 from cfgdistill.metrics import generate
 from cfgdistill.plotting import COLORS, draw_images, figure, sample_grid, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.schedules import expand
 from cfgdistill.stages import evaluate_rows, home, make_judge, train_teacher
 
@@ -73,6 +74,7 @@ from cfgdistill.stages import evaluate_rows, home, make_judge, train_teacher
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -81,9 +83,14 @@ seed = 0
 # One name loads a data set: images in $[-1, 1]$, labels, class names. The default is scikit-learn's
 # 1,797 handwritten digits, 8 by 8 pixels. They are small, but they are real, and they are on your disk
 # already. A *recipe* holds every number of the run. There is one for each data set and profile.
+#
+# Finished models of this recipe come with the package. `use_pretrained` checks and copies them, so what is called training here and in
+# the next notebooks is already done, at every profile. To train for real, set `retrain = True` in the cell above.
 
 # %%
 recipe = get_recipe(dataset, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 print(recipe)
 data = load_data(dataset, "train", recipe.images)
 images, labels = data.all()

@@ -29,7 +29,7 @@
 #
 # **You need** notebook 02 (the teacher; if you skipped it, it is trained here first).
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute |
 # | `laptop` | two CPU cores | about two minutes on digits, after the teacher |
@@ -56,6 +56,7 @@ from cfgdistill.distillation import snr, snr_plus_one, truncated_snr
 from cfgdistill.guidance import embed_w, sample_w
 from cfgdistill.metrics import generate
 from cfgdistill.plotting import COLORS, figure, sample_grid, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.schedules import expand
 from cfgdistill.stages import evaluate_rows, home, make_judge, train_stage_one, train_teacher
 from cfgdistill.training import stage_one_loss
@@ -65,6 +66,7 @@ from cfgdistill.unets import W_FEATURES, add_w_conditioning
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -75,6 +77,8 @@ seed = 0
 
 # %%
 recipe = get_recipe(dataset, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 print(recipe)
 data = load_data(dataset, "train", recipe.images)
 images, labels = data.all()

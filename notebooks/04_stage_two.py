@@ -28,7 +28,7 @@
 #
 # **You need** notebooks 02 and 03 (what you skipped is trained here first).
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute |
 # | `laptop` | two CPU cores | four minutes on digits, after stage one |
@@ -64,6 +64,7 @@ from cfgdistill.distillation import balance
 from cfgdistill.guidance import sample_w
 from cfgdistill.metrics import generate
 from cfgdistill.plotting import COLORS, figure, quality_against_nfe, sample_grid, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.schedules import expand
 from cfgdistill.stages import (
     evaluate_rows,
@@ -81,6 +82,7 @@ from cfgdistill.training import halvings
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -186,6 +188,8 @@ show(
 
 # %%
 recipe = get_recipe(dataset, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 print(recipe)
 data = load_data(dataset, "train", recipe.images)
 stage_one = train_stage_one(recipe, data, out)

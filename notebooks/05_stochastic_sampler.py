@@ -28,7 +28,7 @@
 #
 # **You need** notebook 04 (what you skipped is trained here first).
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute |
 # | `laptop` | two CPU cores | five minutes on digits, after stage one |
@@ -65,6 +65,7 @@ from cfgdistill.data import load_data
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.metrics import generate
 from cfgdistill.plotting import COLORS, figure, sample_grid, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.sampling import renoise
 from cfgdistill.stages import (
     evaluate_rows,
@@ -78,6 +79,7 @@ from cfgdistill.toy import GaussianMixture, pinwheel
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -297,6 +299,8 @@ print("variance of the samples, steps:", *(f"{value:.3f} ({N})" for N, value in 
 
 # %%
 recipe = get_recipe(dataset, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 print(recipe)
 data = load_data(dataset, "train", recipe.images)
 teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.num_classes)

@@ -28,7 +28,7 @@
 #
 # **You need** notebook 04 (what you skipped is trained here first).
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute |
 # | `laptop` | two CPU cores | five minutes on digits, after stage two |
@@ -63,6 +63,7 @@ from cfgdistill.checkpoints import provenance
 from cfgdistill.data import load_data
 from cfgdistill.distillation import truncated_snr
 from cfgdistill.plotting import COLORS, draw_images, figure, sample_grid, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.schedules import expand
 from cfgdistill.stages import make_judge, train_stage_two, train_teacher
 from cfgdistill.toy import pinwheel
@@ -71,6 +72,7 @@ from cfgdistill.toy import pinwheel
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -189,6 +191,8 @@ print("                                on v:", *(f"{value:.2f}" for value in on_
 
 # %%
 recipe = get_recipe(dataset, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 print(recipe)
 data = load_data(dataset, "train", recipe.images)
 teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.num_classes)

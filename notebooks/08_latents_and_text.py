@@ -29,7 +29,7 @@
 #
 # **You need** notebooks 02 to 04.
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | 32 minutes: autoencoder 4, teacher 24, matcher 2 |
@@ -53,12 +53,14 @@ from cfgdistill.data import load_captioned
 from cfgdistill.encoders import psnr
 from cfgdistill.metrics import generate
 from cfgdistill.plotting import COLORS, draw_images, figure, sample_grid, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.stages import evaluate_rows, home, load_recipe_data, make_judge, train_teacher
 
 # %% tags=["parameters"]
 captions = os.environ.get("CFGDISTILL_CAPTIONS", "emoji")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -66,9 +68,13 @@ seed = 0
 #
 # Every picture has a name, and the names share words: *red heart* and *blue heart*, *cat* and *cat face*. That is what a model can
 # learn language from. The held-out split keeps all variants of one emoji on the same side.
+#
+# Finished models come with the package here, too, and are used unless you set `retrain = True` above.
 
 # %%
 recipe = get_recipe(captions, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 print(recipe)
 held_out = load_captioned(captions, "test", size=recipe.size)
 images = load_captioned(captions, "train", size=recipe.size, images=recipe.images)

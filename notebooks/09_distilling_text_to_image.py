@@ -28,7 +28,7 @@
 #
 # **You need** notebook 08 (what you skipped is trained here first).
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | 21 minutes: stage one 8, stage two 7, the table 5 |
@@ -58,6 +58,7 @@ from cfgdistill.export import export
 from cfgdistill.guidance import scale_from_w
 from cfgdistill.metrics import generate
 from cfgdistill.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.stages import (
     evaluate_rows,
     load_recipe_data,
@@ -75,6 +76,7 @@ for library in (diffusers, transformers):
 captions = os.environ.get("CFGDISTILL_CAPTIONS", "emoji")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -86,6 +88,8 @@ seed = 0
 
 # %%
 recipe = get_recipe(captions, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 data = load_recipe_data(recipe, out)
 network = train_teacher(recipe, data, out)
 teacher = GuidedDenoiser(network, null=data.null)

@@ -28,7 +28,7 @@
 #
 # **You need** notebook 09 (what you skipped is trained here first).
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | 3 minutes: the encoder |
@@ -51,16 +51,20 @@ from cfgdistill import GuidedDenoiser, ddim_step, get_recipe, last, translate
 from cfgdistill.checkpoints import provenance
 from cfgdistill.editing import image_to_image, inpaint, strengths
 from cfgdistill.plotting import draw_images, figure, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.stages import load_recipe_data, make_judge, train_stage_two, train_teacher
 
 # %% tags=["parameters"]
 captions = os.environ.get("CFGDISTILL_CAPTIONS", "emoji")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %%
 recipe = get_recipe(captions, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 data = load_recipe_data(recipe, out)
 teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.null)
 students = {student.steps: student for student in train_stage_two(recipe, data, out)}
@@ -199,7 +203,8 @@ except ValueError as error:
 # ## Style transfer with a distilled encoder
 #
 # Noise that is added at random forgets. Noise that is *found*, by running the flow upwards (notebook 06), remembers: it is the noise from which this very
-# picture would come. So decode it under another prompt. The encoder is distilled by the same function, here down to 4 steps.
+# picture would come. So decode it under another prompt. The encoder is distilled by the same function, here down to 4 steps. (It is too
+# large to come with the package, and takes 3 minutes.)
 
 # %%
 for encoder in train_stage_two(recipe, data, out, sampler="ddim_encode"):

@@ -427,7 +427,7 @@ def main(arguments: list[str] | None = None) -> None:
             }[options.verb]
             scripts = select(options.notebooks, [])
             track = [path for path in scripts if first <= path.stem[:2] <= last]
-            demo(track, out, standard, files)
+            demo(track, out, standard | {"retrain": True}, files)
 
 
 if __name__ == "__main__":

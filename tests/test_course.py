@@ -82,9 +82,14 @@ def tool(*arguments, notebooks: Path = course.ROOT / "notebooks", **environment)
 
 
 def nbval(notebook: Path, folder: Path, out: Path) -> subprocess.CompletedProcess:
-    """Execute a built notebook again, at smoke, and compare its checked cells."""
+    """Execute a built notebook again, at smoke, and compare its checked cells.
+
+    With the models of the package, and so with what a reader meets first; but those of emoji lack
+    the encoder that notebook 10 needs, and that would be trained for minutes.
+    """
     about = {"CFGDISTILL_PROFILE": "smoke", "CFGDISTILL_DATASET": "digits"}
     about["CFGDISTILL_OUT"] = str(out)
+    about["CFGDISTILL_RETRAIN"] = "1" if notebook.stem.startswith("10") else ""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--timeout=600", str(notebook)],
         capture_output=True,
@@ -305,7 +310,8 @@ def test_the_course_is_complete_and_every_notebook_is_what_its_script_says():
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_notebook_runs_at_smoke(script, course_out):
-    done = tool("run", script.stem, "--profile", "smoke", "--out", course_out)
+    arguments = ["--profile", "smoke", "--out", course_out]
+    done = tool("run", script.stem, *arguments, CFGDISTILL_RETRAIN="1")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -323,5 +329,5 @@ def test_checked_cells_of_notebook_repeat_what_is_stored(script, course_out, tmp
 @pytest.mark.parametrize("script", ON_IMAGES, ids=lambda script: script.stem)
 def test_notebook_runs_on_cifar10(script, course_out):
     arguments = ["--profile", "smoke", "--dataset", "cifar10", "--out", course_out / "cifar10"]
-    done = tool("run", script.stem, *arguments)
+    done = tool("run", script.stem, *arguments, CFGDISTILL_RETRAIN="1")
     assert done.returncode == 0, done.stdout + done.stderr
