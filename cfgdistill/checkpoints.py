@@ -25,12 +25,17 @@ def save_weights(model: nn.Module, folder: str | Path, about: dict, **more) -> N
     card = {
         "about": about,
         "model": model.describe(),
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": sha256(weights),
         "git_commit": git_commit(),
         "torch": torch.__version__,
         **more,
     }
     write_text(folder / "card.json", json.dumps(card, indent=1))
+
+
+def sha256(path: Path) -> str:
+    """Of a whole file, as 64 hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -65,7 +70,7 @@ def load_weights(model: nn.Module, folder: str | Path, about: dict | None = None
         refuse_other(folder, card["about"], about)
     weights = folder / "model.safetensors"
     tensors, _ = read_tensors(weights)
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != card["sha256"]:
+    if sha256(weights) != card["sha256"]:
         raise ValueError(
             f"{weights} is not the file that its card.json describes (the sha256 differs): "
             "fetch or train it again."

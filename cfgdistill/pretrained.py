@@ -5,7 +5,6 @@ half precision, and manifest.json has the sha256 of every file. Students that dr
 folders of stock diffusers there. See data/make_pretrained.py.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -13,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from cfgdistill.checkpoints import read_card, write_tensors
+from cfgdistill.checkpoints import read_card, sha256, write_tensors
 from cfgdistill.config import Recipe, as_recipe, one_of
 
 ROOT = Path(str(files("cfgdistill_pretrained")))
@@ -36,11 +35,11 @@ def pretrained(name: str) -> Path:
     ValueError for a name that is not shipped, OSError for a file that is damaged or missing.
     """
     one_of("shipped model", name, names())
-    for file, sha in manifest().items():
+    for file, known in manifest().items():
         path = ROOT / file
         if not file.startswith(f"{name}/"):
             continue
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha:
+        if not path.exists() or sha256(path) != known:
             raise OSError(
                 f"{path} is missing or damaged (its sha256 is not that of manifest.json): install "
                 "the package again, or restore the file with git."

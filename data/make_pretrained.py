@@ -9,7 +9,6 @@ down. Students that draw from text are folders of stock diffusers, with the card
 says what the models are; manifest.json gets the sha256 of every file.
 """
 
-import hashlib
 import json
 import shutil
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from cfgdistill import stages
-from cfgdistill.checkpoints import read_card, read_tensors, write_tensors, write_text
+from cfgdistill.checkpoints import read_card, read_tensors, sha256, write_tensors, write_text
 from cfgdistill.config import as_recipe
 from cfgdistill.encoders import TextEncoder
 from cfgdistill.export import export
@@ -58,7 +57,7 @@ def main(run: Path, only: list[str]) -> None:
                 tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
             write_tensors(target / "model.safetensors", tensors, state)
             before = card["sha256"]
-            card["sha256"] = _sha256(target / "model.safetensors")
+            card["sha256"] = sha256(target / "model.safetensors")
             sha[before] = card["sha256"]
             if "teacher" in card["about"]:
                 card["about"]["teacher"] = sha[card["about"]["teacher"]]
@@ -75,7 +74,7 @@ def main(run: Path, only: list[str]) -> None:
         raise SystemExit(f"Too large to ship: {', '.join(large)}.")
     if sum(sizes.values()) > MOST:
         raise SystemExit(f"{sum(sizes.values()) / 1e6:.0f} MB in all are too much to ship.")
-    hashes = {path.relative_to(ROOT).as_posix(): _sha256(path) for path in files}
+    hashes = {path.relative_to(ROOT).as_posix(): sha256(path) for path in files}
     write_text(ROOT / "manifest.json", json.dumps(hashes, indent=1) + "\n")
 
 
@@ -141,10 +140,6 @@ al., CVPR 2023). Weights are in half precision, those of autoencoders in single.
 - *Use*: `python -m cfgdistill sample {recipe.dataset}/{first} --w 1`. Notebooks find them.
 {stock}- *Not for*: anything but learning how distillation works. They are small.
 """
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -13,15 +13,18 @@ import json
 import os
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from cfgdistill import GuidedDenoiser, ddim, pretrained, stages, stochastic
-from cfgdistill.checkpoints import provenance, write_text
+from cfgdistill.checkpoints import fingerprint, provenance, write_text
 from cfgdistill.config import get_recipe
-from cfgdistill.metrics import Judge, generate
+from cfgdistill.encoders import cached
+from cfgdistill.metrics import Judge, generate, tabulate
 from cfgdistill.plotting import quality_against_nfe, sample_grid
 from cfgdistill.pretrained import names, use_pretrained
 
@@ -35,23 +38,23 @@ STUDENTS = (8, 4, 2, 1)
 class Plan:
     """What is measured for one data set."""
 
-    samples: int
+    samples: tuple[int, ...]  # each a table of its own, the fewest first
     weights: tuple[float, ...]
-    teacher: tuple[int, ...]  # steps, the most first
-    many: int  # samples for more than 32 steps of the teacher, where all would take hours
-    values: dict[str, str]  # in the README's table, with their formats
+    teacher: tuple[int, ...]  # steps, the most first; more than 32 only with the fewest samples
+    values: dict[str, str]  # in the README's tables, with their formats
     captions: tuple[str, ...] = ()  # of the figure; else ten classes
+    bf16: bool = False  # whether the networks compute in bfloat16
 
 
 IMAGES = {"frechet_distance": ".2f", "class_accuracy": ".1%"}
 CAPTIONED = {"distance_to_teacher": ".3f", "retrieval_score": ".1%"}
-PROMPTS = "red heart, green apple, cat face, strawberry, castle, angry face, rainbow, octopus"
+PROMPTS = ("red heart", "green apple", "cat face", "strawberry")
+PROMPTS += ("castle", "angry face", "rainbow", "octopus")
+WEIGHTS = (0.0, 0.3, 1.0, 2.0, 4.0)
 PLANS = {
-    "digits": Plan(1000, (0.0, 0.3, 1.0, 2.0, 4.0), (256, 16, 8, 4, 2, 1), 1000, IMAGES),
-    "cifar10": Plan(10_000, (0.0, 0.3, 1.0, 2.0, 4.0), (256, 32, 16, 8, 4, 2, 1), 1000, IMAGES),
-    "emoji": Plan(
-        150, (0.0, 1.0, 2.0), (50, 16, 8, 4, 2, 1), 150, CAPTIONED, tuple(PROMPTS.split(", "))
-    ),
+    "digits": Plan((1000,), WEIGHTS, (256, 16, 8, 4, 2, 1), IMAGES),
+    "cifar10": Plan((1000, 10_000), WEIGHTS, (256, 16, 8, 4, 2, 1), IMAGES, bf16=True),
+    "emoji": Plan((150,), (0.0, 1.0, 2.0), (50, 16, 8, 4, 2, 1), CAPTIONED, PROMPTS),
 }
 
 
@@ -75,15 +78,22 @@ def measure(name: str, out: Path) -> list[dict]:
                 for student in stages.train_stage_two(recipe, data, out, kind)
                 if student.steps in STUDENTS
             ]
-    few = {steps: plan.many for steps in plan.teacher if steps > 32}
+    if plan.bf16:
+        for denoiser in [network, *(one[1] for one in models[len(plan.teacher) :])]:
+            denoiser.net.forward = torch.autocast("cpu", torch.bfloat16)(denoiser.net.forward)
     truth = None
     if "distance_to_teacher" in plan.values:
-        conds, _ = data.prompts(plan.many)
-        how = dict(shape=data.shape, steps=max(plan.teacher), decode=data.decode)
-        truth = {w: generate(teacher, labels=conds, w=w, **how) for w in plan.weights}
+        conds, _ = data.prompts(*plan.samples)
+        how = dict(shape=data.shape, labels=conds, steps=max(plan.teacher), decode=data.decode)
+        place, key = stages.home(recipe, out), f"{fingerprint(teacher)}-{how['steps']}-{len(conds)}"
+        truth = {
+            w: cached(place, "truth", f"{key}-{w}", partial(generate, teacher, w=w, **how))
+            for w in plan.weights
+        }
     rows = []
-    for model, denoiser, sampler, steps in models:
-        n = few.get(steps[0], plan.samples)
+    for n, (model, denoiser, sampler, steps) in product(plan.samples, models):
+        if steps[0] > 32 and n > min(plan.samples):
+            continue
         found = stages.evaluate_rows(
             denoiser,
             judges,
@@ -98,7 +108,7 @@ def measure(name: str, out: Path) -> list[dict]:
         )
         about = {"dataset": name, "n_samples": n, "seed": recipe.seed}
         rows += [{**about, **row} for both in found for row in judges.apart(both)]
-        print(f"{name}: {model}, {steps[0]} steps", flush=True)
+        print(f"{name}: {n:,} samples, {model}, {steps[0]} steps", flush=True)
     draw(name, data, models, rows)
     return rows
 
@@ -118,7 +128,7 @@ def draw(name: str, data, models: list[tuple], rows: list[dict]) -> None:
                 nfe = 2 * steps if model == "teacher" else steps
                 title = f"{model}, {steps} step{'s' * (steps > 1)}, {nfe} NFE"
                 column[title] = generate(denoiser, steps=steps, **how)
-    first = [row for row in rows if row["feature_net"] == rows[0]["feature_net"]]
+    first = _groups(rows)[0]
     own = [row for row in first if row["sampler"] == "ddim" and row.get("distance_to_teacher", 1)]
     own = [row for row in own if row["w"] in (0, 1, plan.weights[-1])]
     figures = {"": sample_grid(grid, columns)}
@@ -233,30 +243,21 @@ TITLES = {
 def table(rows: list[dict], values: dict[str, str]) -> str:
     """A Markdown table of one data set and one judge: a line per model, columns per value and w."""
     weights = sorted({row["w"] for row in rows})
-    lines: dict[tuple, dict] = {}
-    for row in rows:
-        name = NAMES[row["model"]] + ("" if row["sampler"] == "ddim" else f", {row['sampler']}")
-        lines.setdefault((name, row["steps"], row["nfe"]), {})[row["w"]] = row
     heads = ["model", "steps", "NFE"]
     for key in values:
         heads += [f"{TITLES[key]}, w = {weights[0]:g}", *(f"w = {w:g}" for w in weights[1:])]
-    text = [[*heads, "ms per image"], ["---"] * (len(heads) + 1)]
-    for (name, steps, nfe), own in lines.items():
-        ms = sum(row["ms_per_image"] for row in own.values()) / len(own)
-        cells = [(own.get(w), key, form) for key, form in values.items() for w in weights]
-        numbers = [format(row[key], form) if row else "-" for row, key, form in cells]
-        text.append([name, str(steps), str(nfe), *numbers, f"{ms:.2f}"])
+    named = [{**row, "model": NAMES[row["model"]]} for row in rows]
+    text = [[*heads, "ms per image"], ["---"] * (len(heads) + 1), *tabulate(named, values)]
     return "\n".join(f"| {' | '.join(line)} |" for line in text)
 
 
 def caption(rows: list[dict]) -> str:
     """What a reader must know about the numbers of a table."""
-    most, least = (f(row["n_samples"] for row in rows) for f in (max, min))
-    some = f"{most:,} samples" + ("" if least == most else f" ({least:,} of the slowest teacher)")
     row = rows[0]
     return (
-        f"Judge: {row['feature_net']} (its Frechet distance is not FID); {some}, "
-        f"reference {row['reference']}, seed {row['seed']}. NFE: network evaluations per image."
+        f"Judge: {row['feature_net']} (its Frechet distance is not FID); {row['n_samples']:,} "
+        f"samples, reference {row['reference']}, seed {row['seed']}. NFE: network evaluations per "
+        "image."
     )
 
 
@@ -273,32 +274,34 @@ def cost(training: dict[str, dict], name: str) -> str:
     return f"Minutes of training: {spent}. Stages one and two took {ratio:.1f} times the teacher's."
 
 
-def _by_judge(results: dict, name: str) -> list[list[dict]]:
-    own = [row for row in results["rows"] if row["dataset"] == name]
-    judges = dict.fromkeys(row["feature_net"] for row in own)
-    return [[row for row in own if row["feature_net"] == judge] for judge in judges]
+def _groups(rows: list[dict]) -> list[list[dict]]:
+    """Those rows together that may be compared: of one data set, judge and number of samples."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        key = (row["dataset"], row["feature_net"], row["n_samples"])
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
 
 
 def sections(results: dict) -> dict[str, str]:
     """{data set: Markdown}: a table and its caption for every judge, and what training took."""
-    found: dict[str, str] = {}
-    for name in dict.fromkeys(row["dataset"] for row in results["rows"]):
-        parts = []
-        for rows in _by_judge(results, name):
-            parts += [table(rows, PLANS[name].values), caption(rows)]
-        found[name] = "\n\n".join([*parts, cost(results["meta"]["training"], name)])
-    return found
+    found: dict[str, list[str]] = {}
+    for rows in _groups(results["rows"]):
+        name = rows[0]["dataset"]
+        found.setdefault(name, []).extend([table(rows, PLANS[name].values), caption(rows)])
+    spent = results["meta"]["training"]
+    return {name: "\n\n".join([*parts, cost(spent, name)]) for name, parts in found.items()}
 
 
 def everything(results: dict) -> str:
     """All numbers as one Markdown page: a table per data set, judge and value."""
     parts = ["# All numbers", "Made by `make results` from `results.json`."]
-    for name in dict.fromkeys(row["dataset"] for row in results["rows"]):
-        for rows in _by_judge(results, name):
-            parts += [f"## {name}, judged by {rows[0]['feature_net']}", caption(rows)]
-            shown = [key for key in TITLES if key in rows[0]]
-            forms = {"inception_score": ".2f", "kernel_distance": ".2g"}
-            parts += [table(rows, {key: forms.get(key, ".4f")}) for key in shown]
+    for rows in _groups(results["rows"]):
+        name, n = rows[0]["dataset"], rows[0]["n_samples"]
+        parts += [f"## {name}, {n:,} samples judged by {rows[0]['feature_net']}", caption(rows)]
+        shown = [key for key in TITLES if key in rows[0]]
+        forms = {"inception_score": ".2f", "kernel_distance": ".2g"}
+        parts += [table(rows, {key: forms.get(key, ".4f")}) for key in shown]
     return "\n\n".join(parts) + "\n"
 
 

@@ -273,23 +273,14 @@ VALUES = {  # what the table shows of a row, where the row has it
 
 def results_table(results: dict) -> str:
     """results.json as text: a row per model and steps, a column per w."""
+    from cfgdistill.metrics import tabulate
+
     meta, rows = results["meta"], results["rows"]
     weights = sorted({row["w"] for row in rows})
-    groups: dict[tuple, dict] = {}
-    for row in rows:
-        model = row["model"] + ("" if row["sampler"] == "ddim" else f", {row['sampler']}")
-        groups.setdefault((model, row["steps"], row["nfe"]), {})[row["w"]] = row
-
-    def numbers(group: dict, value: str, form: str) -> list[str]:
-        return [format(group[w][value], form) if w in group else "-" for w in weights]
-
     values = {key: form for key, form in VALUES.items() if key in rows[0]}
     names = [f"w = {w:g}" for w in weights]
-    table = [["model", "steps", "NFE", *names * len(values), "ms/image"]]
-    for (model, steps, nfe), group in groups.items():
-        ms = sum(row["ms_per_image"] for row in group.values()) / len(group)
-        measured = [text for key, form in values.items() for text in numbers(group, key, form)]
-        table.append([model, str(steps), str(nfe), *measured, f"{ms:.2f}"])
+    first_line = ["model", "steps", "NFE", *names * len(values), "ms/image"]
+    table = [first_line, *tabulate(rows, values)]
     widths = [max(len(line[k]) for line in table) + 2 for k in range(len(table[0]))]
     heads = " " * sum(widths[:3])
     for k, key in enumerate(values):

@@ -33,15 +33,21 @@ STAGES = ["classifier", "teacher", "stage-one", *(f"stage-two/steps-{n}" for n i
 
 
 @pytest.fixture
-def shipped(run, tmp_path, monkeypatch):
-    """The folder of shipped models, with this run as the only one; without its 8-step student."""
+def made(tmp_path, monkeypatch):
+    """make_pretrained.py; what it makes is all that is shipped."""
     made = script("make_pretrained")
-    monkeypatch.setattr(made, "ROOT", tmp_path / "pretrained")
+    for module in (made, pretrained):
+        monkeypatch.setattr(module, "ROOT", tmp_path / "pretrained")
+    pretrained.manifest.cache_clear()
+    yield made
+    pretrained.manifest.cache_clear()
+
+
+@pytest.fixture
+def shipped(run, made):
+    """The folder of shipped models, with this run as the only one; without its 8-step student."""
     made.main(run, STAGES)
-    monkeypatch.setattr(pretrained, "ROOT", made.ROOT)
-    pretrained.manifest.cache_clear()
-    yield made.ROOT
-    pretrained.manifest.cache_clear()
+    return made.ROOT
 
 
 @pytest.fixture
@@ -131,9 +137,7 @@ def test_a_damaged_file_and_a_wrong_name_are_told(shipped):
         pretrained.pretrained("digit/teacher")
 
 
-def test_what_lacks_its_teacher_or_is_too_large_is_not_shipped(run, tmp_path, monkeypatch):
-    made = script("make_pretrained")
-    monkeypatch.setattr(made, "ROOT", tmp_path)
+def test_what_lacks_its_teacher_or_is_too_large_is_not_shipped(run, made, monkeypatch):
     with pytest.raises(SystemExit, match="teacher of stage-one is not among"):
         made.main(run, ["stage-one"])
     with pytest.raises(SystemExit, match="no finished encoder"):
@@ -157,16 +161,12 @@ def captioned_run(tmp_path_factory):
 
 
 def test_text_students_are_shipped_for_stock_diffusers_and_come_back_to_the_bit(
-    captioned_run, tmp_path, monkeypatch, no_training
+    captioned_run, made, tmp_path, no_training
 ):
     from diffusers import StableDiffusionPipeline
 
     recipe, out = captioned_run
-    made = script("make_pretrained")
-    monkeypatch.setattr(made, "ROOT", tmp_path / "pretrained")
     made.main(out / recipe.name, [])
-    monkeypatch.setattr(pretrained, "ROOT", made.ROOT)
-    pretrained.manifest.cache_clear()
     shipped = made.ROOT / "emoji" / "stage-two" / "steps-2"
     assert not (shipped / "model.safetensors").exists()
     assert "\n| stage-two/steps-2 | 3 | " in (made.ROOT / "emoji" / "README.md").read_text()
@@ -186,7 +186,6 @@ def test_text_students_are_shipped_for_stock_diffusers_and_come_back_to_the_bit(
         atol=1e-4,
         rtol=0,
     )
-    pretrained.manifest.cache_clear()
 
 
 # ---- what is shipped in truth -------------------------------------------------------------------

@@ -61,10 +61,13 @@ def test_the_page_of_all_numbers_has_a_table_for_every_value_that_was_measured()
     assert "| 0.2540 | 2.0000 |" in page and "| 0.5000 | 0.5000 |" in page
 
 
-def test_the_caption_says_when_a_row_has_fewer_samples():
-    assert "9 samples, reference" in MADE.caption(ROWS)
-    few = [*ROWS, row("teacher", 256, 512, 0.0, 1.0, n_samples=3)]
-    assert "9 samples (3 of the slowest teacher), reference" in MADE.caption(few)
+def test_rows_of_different_numbers_of_samples_or_judges_are_in_tables_of_their_own():
+    other = [row("teacher", 256, 512, 0.0, 1.0, n_samples=3000)]
+    third = [row("teacher", 256, 512, 0.0, 2.0, feature_net="another")]
+    made = MADE.sections(RESULTS | {"rows": [*other, *ROWS, *third]})["digits"]
+    tables = [MADE.table(rows, FORMS) for rows in (other, ROWS, third)]
+    assert all(one in made for one in tables) and made.count("| model |") == 3
+    assert "3,000 samples, reference" in made and made.count(" 9 samples, reference") == 2
 
 
 def test_only_what_stands_between_the_marks_is_made_anew():
