@@ -27,8 +27,8 @@ from cfgdistill.training import random_at
 class Classifier(nn.Module):
     """A small convolutional classifier; calling it gives its 64 pooled features, [b, 64].
 
-    It is the judge of the digits and CIFAR-10 models: `logits` names the class of a sample,
-    the features carry the Frechet distance.
+    It is the judge of the digits and CIFAR-10 models: the features carry the Frechet distance, and
+    their `head` names the class of a sample. `logits` is both at once, which is what is trained.
     """
 
     num_features = 64  # torchmetrics asks for it
@@ -42,6 +42,9 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[0](x)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.net[1](features)
 
     def logits(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -75,6 +78,9 @@ class Matcher(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.net.image(x)
 
+    def head(self, features: Tensor) -> Tensor:
+        return self.net.match(features, self.tokens.to(features.device))
+
     def logits(self, x: Tensor) -> Tensor:
         return self.net(x, self.tokens.to(x.device))
 
@@ -95,8 +101,11 @@ class _TwoTowers(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Scaled cosines, [b, n], of images [b, c, h, h] and captions [n, l]."""
+        return self.match(self.image(x), tokens)
+
+    def match(self, features: Tensor, tokens: Tensor) -> Tensor:
         normalize = nn.functional.normalize
-        return 20 * normalize(self.image(x)) @ normalize(self.text(tokens)).T
+        return 20 * normalize(features) @ normalize(self.text(tokens)).T
 
 
 def _features(channels: int, size: int, features: int) -> nn.Sequential:
@@ -212,8 +221,8 @@ class Judge:
 
     The last four of these need single features: they look at the first `most` samples, so that
     memory does not grow with their number. Any module will do that gives features
-    [b, num_features] when called, and class logits [b, k] by `logits`. Several processes that each
-    judge a part of the samples get the same answer, for all of them.
+    [b, num_features] when called, and class logits [b, k] of those by `head`. Several processes
+    that each judge a part of the samples get the same answer, for all of them.
     """
 
     def __init__(
@@ -252,7 +261,8 @@ class Judge:
         """Take in samples x [b, *d] in [-1, 1] that should be of the classes `labels`, [b]."""
         for part, own in zip(x.split(self.batch), labels.split(self.batch), strict=True):
             part, own = part.to(self.device), own.to(self.device)
-            features, logits = self.classifier(part), self.classifier.logits(part)
+            features = self.classifier(part)
+            logits = self.classifier.head(features)
             self.frechet.update(features, real=False)
             self.accuracy.update(logits, own)
             if self.samples < self.most:

@@ -206,8 +206,8 @@ class ResNet(nn.Module):
         x = self.bn1(self.conv1(x)).relu()
         return self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
 
-    def logits(self, x):
-        return self.linear(self(x))
+    def head(self, features):
+        return self.linear(features)
 
 
 class _Block(nn.Module):

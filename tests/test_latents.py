@@ -135,6 +135,7 @@ def test_the_matcher_finds_the_caption_of_a_picture_and_words_carry_over():
         pass
     x, own = Data("pairs", "train", stored, torch.arange(4), names, 255).all()
     assert matcher.logits(x[:3]).argmax(1).tolist() == [0, 1, 2]
+    assert torch.equal(matcher.head(matcher(x[:3])), matcher.logits(x[:3]))
     assert matcher(x).shape == (4, matcher.num_features)
     with torch.no_grad():
         among_all = matcher.for_captions(tokens).logits(x)

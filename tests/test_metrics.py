@@ -41,7 +41,7 @@ class Identity(Classifier):
     def forward(self, x):
         return x
 
-    def logits(self, x):
+    def head(self, x):
         return torch.stack([-x[:, 0], x[:, 0]], 1)
 
 
@@ -114,7 +114,7 @@ def test_a_judge_says_what_it_measures_with():
 def test_a_classifier_gives_64_features_and_one_logit_per_class(channels, size):
     classifier, x = Classifier(channels, size, 10), torch.zeros(2, channels, size, size)
     assert classifier(x).shape == (2, 64) and classifier.logits(x).shape == (2, 10)
-    assert torch.equal(classifier.net[1](classifier(x)), classifier.logits(x))
+    assert torch.equal(classifier.head(classifier(x)), classifier.logits(x))
 
 
 def test_a_classifier_learns_to_read_digits():
@@ -238,7 +238,7 @@ def test_the_kernel_distance_is_the_unbiased_squared_mmd():
 class Logits(Identity):
     """The points are the class logits."""
 
-    def logits(self, x):
+    def head(self, x):
         return x
 
 
