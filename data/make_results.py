@@ -14,7 +14,6 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -38,9 +37,8 @@ STUDENTS = (8, 4, 2, 1)
 class Plan:
     """What is measured for one data set."""
 
-    samples: tuple[int, ...]  # each a table of its own, the fewest first
+    teacher: dict[int, tuple[int, ...]]  # its steps, the most first, in the table of n samples
     weights: tuple[float, ...]
-    teacher: tuple[int, ...]  # steps, the most first; more than 32 only with the fewest samples
     values: dict[str, str]  # in the README's tables, with their formats
     captions: tuple[str, ...] = ()  # of the figure; else ten classes
     bf16: bool = False  # whether the networks compute in bfloat16
@@ -52,9 +50,9 @@ PROMPTS = ("red heart", "green apple", "cat face", "strawberry")
 PROMPTS += ("castle", "angry face", "rainbow", "octopus")
 WEIGHTS = (0.0, 0.3, 1.0, 2.0, 4.0)
 PLANS = {
-    "digits": Plan((1000,), WEIGHTS, (256, 16, 8, 4, 2, 1), IMAGES),
-    "cifar10": Plan((1000, 10_000), WEIGHTS, (256, 16, 8, 4, 2, 1), IMAGES, bf16=True),
-    "emoji": Plan((150,), (0.0, 1.0, 2.0), (50, 16, 8, 4, 2, 1), CAPTIONED, PROMPTS),
+    "digits": Plan({1000: (256, 16, 8, 4, 2, 1)}, WEIGHTS, IMAGES),
+    "cifar10": Plan({10_000: (16, 8, 4), 1000: (256, 16, 8, 4, 2, 1)}, WEIGHTS, IMAGES, bf16=True),
+    "emoji": Plan({150: (50, 16, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, PROMPTS),
 }
 
 
@@ -69,53 +67,54 @@ def measure(name: str, out: Path) -> list[dict]:
     judges = Judges(judges)
     network = stages.train_teacher(recipe, data, out)
     teacher = GuidedDenoiser(network, data.null)
-    models = [("teacher", teacher, ddim, (n,)) for n in plan.teacher]
-    models.append(("stage_one", stages.train_stage_one(recipe, data, out), ddim, (16,)))
+    students = [("stage_one", stages.train_stage_one(recipe, data, out), ddim, 16)]
     for kind, sampler in (("ddim", ddim), ("stochastic", stochastic)):
         if any(key.startswith(f"{name}/{stages.FOLDERS[kind]}/") for key in names()):
-            models += [
-                ("student", student, sampler, (student.steps,))
+            students += [
+                ("student", student, sampler, student.steps)
                 for student in stages.train_stage_two(recipe, data, out, kind)
                 if student.steps in STUDENTS
             ]
     if plan.bf16:
-        for denoiser in [network, *(one[1] for one in models[len(plan.teacher) :])]:
+        for denoiser in [network, *(student for _, student, *_ in students)]:
             denoiser.net.forward = torch.autocast("cpu", torch.bfloat16)(denoiser.net.forward)
-    truth = None
-    if "distance_to_teacher" in plan.values:
-        conds, _ = data.prompts(*plan.samples)
-        how = dict(shape=data.shape, labels=conds, steps=max(plan.teacher), decode=data.decode)
-        place, key = stages.home(recipe, out), f"{fingerprint(teacher)}-{how['steps']}-{len(conds)}"
-        truth = {
-            w: cached(place, "truth", f"{key}-{w}", partial(generate, teacher, w=w, **how))
-            for w in plan.weights
-        }
     rows = []
-    for n, (model, denoiser, sampler, steps) in product(plan.samples, models):
-        if steps[0] > 32 and n > min(plan.samples):
-            continue
-        found = stages.evaluate_rows(
-            denoiser,
-            judges,
-            data,
-            replace(recipe, samples=n),
-            out,
-            model=model,
-            steps=steps,
-            weights=plan.weights,
-            sampler=sampler,
-            truth=truth,
-        )
-        about = {"dataset": name, "n_samples": n, "seed": recipe.seed}
-        rows += [{**about, **row} for both in found for row in judges.apart(both)]
-        print(f"{name}: {n:,} samples, {model}, {steps[0]} steps", flush=True)
-    draw(name, data, models, rows)
+    for n, steps in plan.teacher.items():
+        truth = None
+        if "distance_to_teacher" in plan.values:
+            conds, _ = data.prompts(n)
+            how = dict(shape=data.shape, labels=conds, steps=steps[0], decode=data.decode)
+            place, key = stages.home(recipe, out), f"{fingerprint(teacher)}-{steps[0]}-{n}"
+            truth = {
+                w: cached(place, "truth", f"{key}-{w}", partial(generate, teacher, w=w, **how))
+                for w in plan.weights
+            }
+        models = [*(("teacher", teacher, ddim, k) for k in steps), *students]
+        for model, denoiser, sampler, k in models:
+            found = stages.evaluate_rows(
+                denoiser,
+                judges,
+                data,
+                replace(recipe, samples=n),
+                out,
+                model=model,
+                steps=(k,),
+                weights=plan.weights,
+                sampler=sampler,
+                truth=truth,
+            )
+            about = {"dataset": name, "n_samples": n, "seed": recipe.seed}
+            rows += [{**about, **row} for both in found for row in judges.apart(both)]
+            print(f"{name}: {n:,} samples, {model}, {k} steps", flush=True)
+    own = _groups(rows)[-len(judges.judges)]  # of the last table, by the first judge
+    draw(name, data, models, own)
     return rows
 
 
 def draw(name: str, data, models: list[tuple], rows: list[dict]) -> None:
     """The same noise through all models, and quality against evaluations: two figures."""
     plan = PLANS[name]
+    most = models[0][-1]
     labels, columns = torch.arange(10).repeat(2), 10
     if plan.captions:
         labels, columns = data.text.tokens(list(plan.captions)), len(plan.captions)
@@ -123,13 +122,12 @@ def draw(name: str, data, models: list[tuple], rows: list[dict]) -> None:
     for w in (0.0, 1.0, plan.weights[-1]):
         how = dict(shape=data.shape, labels=labels, w=w, decode=data.decode)
         column = grid[f"w = {w:g}"] = {}
-        for model, denoiser, sampler, (steps,) in models:
-            if sampler is ddim and (model == "student" or steps in (plan.teacher[0], 4, 1)):
+        for model, denoiser, sampler, steps in models:
+            if sampler is ddim and (model == "student" or steps in (most, 4, 1)):
                 nfe = 2 * steps if model == "teacher" else steps
                 title = f"{model}, {steps} step{'s' * (steps > 1)}, {nfe} NFE"
                 column[title] = generate(denoiser, steps=steps, **how)
-    first = _groups(rows)[0]
-    own = [row for row in first if row["sampler"] == "ddim" and row.get("distance_to_teacher", 1)]
+    own = [row for row in rows if row["sampler"] == "ddim" and row.get("distance_to_teacher", 1)]
     own = [row for row in own if row["w"] in (0, 1, plan.weights[-1])]
     figures = {"": sample_grid(grid, columns)}
     figures["-quality"] = quality_against_nfe(own, next(iter(plan.values)))
@@ -285,12 +283,20 @@ def _groups(rows: list[dict]) -> list[list[dict]]:
 
 def sections(results: dict) -> dict[str, str]:
     """{data set: Markdown}: a table and its caption for every judge, and what training took."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[int, list[str]]] = {}
     for rows in _groups(results["rows"]):
-        name = rows[0]["dataset"]
-        found.setdefault(name, []).extend([table(rows, PLANS[name].values), caption(rows)])
+        name, n = rows[0]["dataset"], rows[0]["n_samples"]
+        tables = found.setdefault(name, {}).setdefault(n, [])
+        tables += [table(rows, PLANS[name].values), caption(rows)]
     spent = results["meta"]["training"]
-    return {name: "\n\n".join([*parts, cost(spent, name)]) for name, parts in found.items()}
+    made = {}
+    for name, (first, *others) in ((name, list(by_n.items())) for name, by_n in found.items()):
+        parts = [*first[1], cost(spent, name)]
+        for n, tables in others:
+            head = f"<details>\n<summary>The same with {n:,} samples</summary>"
+            parts += [head, *tables, "</details>"]
+        made[name] = "\n\n".join(parts)
+    return made
 
 
 def everything(results: dict) -> str:
