@@ -29,10 +29,10 @@
 #
 # **You need** notebooks 02 to 05 (what you skipped is trained here first).
 #
-# | profile | hardware | time |
+# | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | a minute |
-# | `laptop` | two CPU cores | half an hour on digits: seven more distillations |
+# | `laptop` | two CPU cores | half an hour on digits: seven more distillations, which are always trained here |
 # | `colab` | one free T4 | `dataset = "cifar10"`: several sessions; leave out comparisons you do not need |
 # | `paper` | a large GPU | the published budget, seven times |
 
@@ -54,6 +54,7 @@ from cfgdistill.checkpoints import provenance
 from cfgdistill.data import load_data
 from cfgdistill.metrics import PrecisionRecall, generate, published_fid
 from cfgdistill.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.stages import (
     evaluate_rows,
     make_judge,
@@ -67,6 +68,7 @@ from cfgdistill.stages import (
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
+retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -115,6 +117,8 @@ print(f"precision is high: {precision > 0.95}; recall is low: {recall < 0.4}")
 
 # %%
 recipe = get_recipe(dataset, profile, seed=seed)
+if not retrain:
+    recipe = use_pretrained(recipe, out)
 print(recipe)
 data = load_data(dataset, "train", recipe.images)
 judge = make_judge(recipe, data, out)
@@ -331,8 +335,8 @@ show(
 #
 # ## The paper's comparisons
 #
-# Now change one thing at a time and distil again, to 4 steps and to 1. Each change is one entry of the recipe; its models get folders
-# of their own, so nothing is mixed up.
+# Now change one thing at a time and distil again, to 4 steps and to 1. Each change is one entry of this profile's recipe; its models
+# get folders of their own, so nothing is mixed up. They do not come with the package: only what nobody has changed does.
 #
 # - **The weighting** $\omega$ of both stages: SNR, truncated SNR, and SNR + 1 (ours: the plain error of $v$).
 # - **What the networks predict**: $\epsilon$ or $x$ in place of $v$, from the teacher on. Each with a weighting under which its error stays
@@ -358,7 +362,7 @@ table = {}
 for name, change in changes.items():
     changed = get_recipe(dataset, profile, seed=seed, **(change or {}))
     if change is None:
-        distilled = {s.denoiser.steps: s for s in train_two_students(changed, data, out)}
+        distilled = pair = {s.denoiser.steps: s for s in train_two_students(changed, data, out)}
     else:
         distilled = {s.steps: s for s in train_stage_two(changed, data, out)}
     possible = [w for w in (0.0, 3.0) if change is None or changed.w_min <= w <= changed.w_max]
@@ -393,7 +397,7 @@ for name, n in dict.fromkeys((name, n) for name, n, _ in everything):
 #   first step of every sampler here multiplies the network's smallest error by thousands. A schedule that never quite reaches pure noise hides that, until the steps become few.
 # - **x** works, one step included, and its students are as good as their teacher. It is the teacher that is worse than ours: 2.8 against 0.7 with the same number of updates.
 # - **One w only** gains nothing that can be measured here. To hear of $w$ costs the student nothing.
-# - **Random start**: look at $w = 3$, a *lower* Frechet distance than the teacher's, and a recall of 0.86 where the teacher has 0.33. This student does not obey its $w$. It learned
+# - **Random start**: look at $w = 3$, a *lower* Frechet distance than the teacher's, and a recall of 0.87 where the teacher has 0.33. This student does not obey its $w$. It learned
 #   in as many updates to draw digits, and not yet to be guided. A student is good when it is like its teacher, not when a number is small.
 # - **Two students** are fine at $w = 0$, where nothing is combined, and at one step and $w = 3$ they are not: 11 against 4.9, at twice the cost.
 #
@@ -405,7 +409,7 @@ for name, n in dict.fromkeys((name, n) for name, n, _ in everything):
 # of two long jumps is not a long jump along the average. **At how many steps does it begin to matter?**
 
 # %%
-pair = {s.denoiser.steps: s for s in train_two_students(recipe, data, out)}
+both = [n for n in shown if n in pair]
 target = generate(teacher, steps=128, w=3.0, **few)
 fig, axis = figure(width=5, height=3)
 for name, models, color, marker in (
@@ -413,12 +417,12 @@ for name, models, color, marker in (
     ("one student with w", students, COLORS[0], "^"),
 ):
     values = []
-    for n in shown:
+    for n in both:
         x = generate(models[n], steps=n, w=3.0, **few)
         values.append((x - target).square().mean().sqrt().item())
-    axis.plot(shown, values, color=color, marker=marker, label=name)
+    axis.plot(both, values, color=color, marker=marker, label=name)
 axis.set(xscale="log", xlabel="steps", ylabel="distance to the teacher, w = 3", ylim=(0, None))
-axis.set_xticks(shown, shown)
+axis.set_xticks(both, both)
 axis.minorticks_off()
 axis.legend(frameon=False)
 show(
@@ -428,7 +432,7 @@ show(
 )
 
 # %% [markdown]
-# With 16, 8 and 4 steps the pair is even *closer* to the teacher than the one student: it never had to learn what $w$ means, and the one student's
+# With 8 and 4 steps the pair is even *closer* to the teacher than the one student: it never had to learn what $w$ means, and the one student's
 # distance, the same at every number of steps, is what stage one has left over. But with 2 steps it is behind, and with one it is lost. It also costs twice the
 # evaluations, always. At few steps, which is what all this is for, stage one is what makes it work.
 #
