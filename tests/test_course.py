@@ -325,7 +325,7 @@ def test_checked_cells_of_notebook_repeat_what_is_stored(script, course_out, tmp
 
 @pytest.mark.skipif(not os.environ.get("CFGDISTILL_DATA"), reason="CFGDISTILL_DATA is not set")
 @pytest.mark.xdist_group("notebooks on cifar10")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("script", ON_IMAGES, ids=lambda script: script.stem)
 def test_notebook_runs_on_cifar10(script, course_out):
     arguments = ["--profile", "smoke", "--dataset", "cifar10", "--out", course_out / "cifar10"]
