@@ -290,9 +290,10 @@ def sections(results: dict) -> dict[str, str]:
         tables += [table(rows, PLANS[name].values), caption(rows)]
     spent = results["meta"]["training"]
     made = {}
-    for name, (first, *others) in ((name, list(by_n.items())) for name, by_n in found.items()):
-        parts = [*first[1], cost(spent, name)]
-        for n, tables in others:
+    for name, by_n in found.items():
+        (_, shown), *folded = by_n.items()
+        parts = [*shown, cost(spent, name)]
+        for n, tables in folded:
             head = f"<details>\n<summary>The same with {n:,} samples</summary>"
             parts += [head, *tables, "</details>"]
         made[name] = "\n\n".join(parts)
