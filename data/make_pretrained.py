@@ -25,6 +25,7 @@ from cfgdistill.unets import load
 
 ROOT = Path(__file__).resolve().parent / "pretrained"
 MOST_FILE, MOST = 16_000_000, 120_000_000  # bytes
+ORDER = ("autoencoder", "classifier", "teacher", "stage-one", *stages.FOLDERS.values())
 
 
 def main(run: Path, only: list[str]) -> None:
@@ -36,11 +37,10 @@ def main(run: Path, only: list[str]) -> None:
     all_cards = {name: read_card(folder) for name, folder in found.items()}
     cards = {name: all_cards[name] for name in only or sorted(found)}
     shipped = dict(cards)
-    parts = {name.partition("/")[0] for name in cards}
     spent = {
         name: {"updates": card["about"]["updates"], "minutes": card["minutes"]}
         for name, card in sorted(all_cards.items(), key=_order)
-        if name.partition("/")[0] in parts
+        if name.partition("/")[0] in ORDER  # no comparisons
     }
     recipe = as_recipe(next(iter(cards.values()))["recipe"])
     home = ROOT / recipe.dataset
@@ -94,9 +94,8 @@ def _as_stock(folder: Path, data, about: dict) -> None:
 def _order(item: tuple[str, dict]) -> tuple:
     """As they were trained: by stage, then from many steps down."""
     part, _, student = item[0].partition("/")
-    first = ("autoencoder", "classifier", "teacher", "stage-one", *stages.FOLDERS.values())
     steps = int(student.removeprefix("steps-") or 0)
-    return first.index(part) if part in first else len(first), -steps
+    return ORDER.index(part) if part in ORDER else len(ORDER), -steps
 
 
 def about_of(card: dict) -> dict:

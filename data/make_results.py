@@ -5,6 +5,7 @@ That is the README's tables, all numbers in data/pretrained/RESULTS.md, data/fig
     python data/make_results.py [digits] [cifar10] [emoji]     (`make results`: all that is shipped)
 
 Rows that are already in out/results are not computed again: after Ctrl-C the same command goes on.
+Students that are not shipped are measured too where `cfgdistill distill` has trained them there.
 With CFGDISTILL_RESNET=resnet56.th, a file of github.com/akamaster/pytorch_resnet_cifar10, CIFAR-10
 is also judged by that network, which this project has not trained.
 """
@@ -69,7 +70,8 @@ def measure(name: str, out: Path) -> list[dict]:
     teacher = GuidedDenoiser(network, data.null)
     students = [("stage_one", stages.train_stage_one(recipe, data, out), ddim, 16)]
     for kind, sampler in (("ddim", ddim), ("stochastic", stochastic)):
-        if any(key.startswith(f"{name}/{stages.FOLDERS[kind]}/") for key in names()):
+        chain = stages.home(recipe, out) / stages.FOLDERS[kind]
+        if (chain / "steps-1" / "card.json").exists():  # shipped, or trained there
             students += [
                 ("student", student, sampler, student.steps)
                 for student in stages.train_stage_two(recipe, data, out, kind)

@@ -31,7 +31,7 @@
 #
 # | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
-# | `smoke` | any CPU | a minute |
+# | `smoke` | any CPU | a minute; five with the models that come with the package, which are larger |
 # | `laptop` | two CPU cores | half an hour on digits: seven more distillations, which are always trained here |
 # | `colab` | one free T4 | `dataset = "cifar10"`: several sessions; leave out comparisons you do not need |
 # | `paper` | a large GPU | the published budget, seven times |

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,10 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     stages.train_classifier(RECIPE, DATA, out)
     list(stages.train_stage_two(RECIPE, DATA, out))
-    return out / RECIPE.name
+    home = out / RECIPE.name
+    for other in ("encoder/steps-8", "stage-one-weighting=snr"):  # a stage, and a comparison
+        shutil.copytree(home / "stage-one", home / other)
+    return home
 
 
 STAGES = ["classifier", "teacher", "stage-one", *(f"stage-two/steps-{n}" for n in (4, 2, 1))]
@@ -74,13 +78,14 @@ def test_shipped_weights_are_those_of_the_run_in_half_precision(run, shipped):
 
 def test_the_card_and_the_cost_count_what_is_not_shipped_too(shipped, tmp_path):
     spent = json.loads((shipped / "digits" / "training.json").read_text())
-    assert list(spent) == [*STAGES[:3], *(f"stage-two/steps-{n}" for n in (8, 4, 2, 1))]
-    assert [one["updates"] for one in spent.values()] == [2, 3, 2, 1, 3, 3, 3]
+    chain = [*STAGES[:3], *(f"stage-two/steps-{n}" for n in (8, 4, 2, 1))]
+    assert list(spent) == [*chain, "encoder/steps-8"]
+    assert [one["updates"] for one in spent.values()] == [2, 3, 2, 1, 3, 3, 3, 2]
     card = (shipped / "digits" / "README.md").read_text().splitlines()
     students = [line for line in card if line.startswith("| stage-two/")]
     assert [line.split("|")[-2].strip() for line in students] == ["", "yes", "yes", "yes"]
     recipe = pretrained.use_pretrained(RECIPE, tmp_path / "out")
-    minutes = {name: one["minutes"] for name, one in spent.items()}
+    minutes = {name: spent[name]["minutes"] for name in chain}
     assert stages.training_minutes(recipe, tmp_path / "out") == dict(sorted(minutes.items()))
 
 
@@ -140,8 +145,8 @@ def test_a_damaged_file_and_a_wrong_name_are_told(shipped):
 def test_what_lacks_its_teacher_or_is_too_large_is_not_shipped(run, made, monkeypatch):
     with pytest.raises(SystemExit, match="teacher of stage-one is not among"):
         made.main(run, ["stage-one"])
-    with pytest.raises(SystemExit, match="no finished encoder"):
-        made.main(run, ["encoder"])
+    with pytest.raises(SystemExit, match="no finished stage-three"):
+        made.main(run, ["stage-three"])
     monkeypatch.setattr(made, "MOST_FILE", 1000)
     with pytest.raises(SystemExit, match="Too large"):
         made.main(run, ["teacher"])
