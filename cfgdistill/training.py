@@ -316,6 +316,7 @@ def distill_progressively(
     updates: int,
     batch: int,
     rate: float,
+    late_rate: float = 1.0,
     seed: int = 0,
     sampler: str = "ddim",
     w_power: float = 1.0,
@@ -336,9 +337,10 @@ def distill_progressively(
     Each student starts as a copy of its teacher (unless not `pretrained`) and then is the next
     one's teacher. As in the released configurations of Salimans & Ho 2022: the rate falls to 0 in
     every halving, no EMA, and more updates for long steps: three times as many for 4 steps and
-    fewer (theirs: twice for 2 and 1). Arguments as in `stage_two_loss` and `train`; a folder gets
-    one sub-folder per student, steps-N. A student that is not there although a later one is has
-    done its work as a teacher: it is left out.
+    fewer (theirs: twice for 2 and 1). With 2 steps and 1 the rate is `late_rate` times `rate`: the
+    longer a step, the more its student has to change. Arguments as in `stage_two_loss` and `train`;
+    a folder gets one sub-folder per student, steps-N. A student that is not there although a later
+    one is has done its work as a teacher: it is left out.
     """
     at = {n: None if folder is None else Path(folder) / f"steps-{n}" for n in halvings(start)}
     last = min(
@@ -369,7 +371,7 @@ def distill_progressively(
             name=f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}",
             updates=0 if copied else updates * (3 if steps <= 4 else 1),
             batch=batch,
-            rate=rate,
+            rate=rate * (late_rate if steps <= 2 else 1),
             seed=seed,
             folder=place,
             about={**(about or {}), "start": start},
