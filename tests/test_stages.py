@@ -15,9 +15,8 @@ from cfgdistill.data import load_data
 from cfgdistill.training import Draw
 from cfgdistill.unets import build_unet, load
 
-TINY = dict(
-    channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=4, images=40
-)
+TINY = dict(channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=4)
+TINY |= dict(images=40, late_rate=2.0)
 RECIPE = get_recipe("digits", "smoke", **TINY)
 DATA = load_data("digits", images=40)
 
@@ -78,8 +77,10 @@ def test_the_recipes_numbers_reach_the_models(out):
     assert (teacher["about"]["rate"], one["about"]["rate"]) == (RECIPE.rate, RECIPE.rate_one)
     assert teacher["about"]["ema"] == one["about"]["ema"] == RECIPE.ema
     assert one["about"]["faster"] == {"cond_proj": RECIPE.w_rate, "time_emb": RECIPE.time_rate}
-    two = read_card(folder / "stage-two" / "steps-4")
-    assert two["about"]["rate"] == RECIPE.rate_two and two["model"]["w_range"] == [0.0, 4.0]
+    two = {n: read_card(folder / "stage-two" / f"steps-{n}") for n in (4, 2, 1)}
+    rates, rate = [card["about"]["rate"] for card in two.values()], RECIPE.rate_two
+    assert rates == [rate, 2 * rate, 2 * rate]
+    assert two[4]["model"]["w_range"] == [0.0, 4.0]
 
 
 def test_the_same_recipe_elsewhere_gives_the_same_bits_and_the_same_samples(out, tmp_path):
