@@ -37,11 +37,11 @@ def main(run: Path, only: list[str]) -> None:
     all_cards = {name: read_card(folder) for name, folder in found.items()}
     cards = {name: all_cards[name] for name in only or sorted(found)}
     shipped = dict(cards)
-    spent = {
-        name: {"updates": card["about"]["updates"], "minutes": card["minutes"]}
-        for name, card in sorted(all_cards.items(), key=_order)
-        if name.partition("/")[0] in ORDER  # no comparisons
-    }
+    counted = [name for name in found if name.partition("/")[0] in ORDER]  # no comparisons
+    spent: dict[str, dict] = {}
+    for name in sorted(counted, key=_order):
+        card = all_cards[name]
+        spent[name] = {"updates": card["about"]["updates"], "minutes": card["minutes"]}
     recipe = as_recipe(next(iter(cards.values()))["recipe"])
     home = ROOT / recipe.dataset
     shutil.rmtree(home, ignore_errors=True)
@@ -91,11 +91,11 @@ def _as_stock(folder: Path, data, about: dict) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def _order(item: tuple[str, dict]) -> tuple:
+def _order(name: str) -> tuple:
     """As they were trained: by stage, then from many steps down."""
-    part, _, student = item[0].partition("/")
+    part, _, student = name.partition("/")
     steps = int(student.removeprefix("steps-") or 0)
-    return ORDER.index(part) if part in ORDER else len(ORDER), -steps
+    return ORDER.index(part), -steps
 
 
 def about_of(card: dict) -> dict:
