@@ -497,8 +497,10 @@ class _Run:
 
     def finish(self, model, notes: dict) -> None:
         """The finished model takes the place of the training state."""
+        threads = torch.get_num_threads() if self.accelerator.device.type == "cpu" else 1
         card = notes | {
             "minutes": round(self.seconds / 60, 2),
+            "cores": threads * self.accelerator.num_processes,  # or GPUs
             "losses": [float(f"{v:.4g}") for v in self.losses],
         }
         save_weights(model, self.folder, self.about, **card)

@@ -41,7 +41,8 @@ def main(run: Path, only: list[str]) -> None:
     spent: dict[str, dict] = {}
     for name in sorted(counted, key=_order):
         card = all_cards[name]
-        spent[name] = {"updates": card["about"]["updates"], "minutes": card["minutes"]}
+        cost = {key: card[key] for key in ("minutes", "cores")}
+        spent[name] = {"updates": card["about"]["updates"], **cost}
     recipe = as_recipe(next(iter(cards.values()))["recipe"])
     home = ROOT / recipe.dataset
     shutil.rmtree(home, ignore_errors=True)
@@ -116,7 +117,8 @@ def model_card(recipe, shipped: list[str], spent: dict[str, dict]) -> str:
     """What the models of one data set are, what they cost, and how they are used."""
     first = "stage-two/steps-4" if "stage-two/steps-4" in shipped else shipped[0]
     rows = [
-        f"| {name} | {one['updates']:,} | {one['minutes']:.1f} | {'yes' * (name in shipped)} |"
+        f"| {name} | {one['updates']:,} | {one['minutes']:.1f} | {one['cores']} | "
+        f"{'yes' * (name in shipped)} |"
         for name, one in spent.items()
     ]
     stock = "- *Without this package*: `DiffusionPipeline.from_pretrained` opens each folder of\n"
@@ -127,8 +129,8 @@ Trained from scratch with this package, after "On Distillation of Guided Diffusi
 al., CVPR 2023). Weights are in half precision, those of autoencoders in single. Made by
 [`make_pretrained.py`](../../make_pretrained.py); `../manifest.json` has the sha256 of every file.
 
-| model | updates | minutes | in this folder |
-| --- | --- | --- | --- |
+| model | updates | minutes | CPU cores | in this folder |
+| --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
 - *Recipe*: {recipe}. The `card.json` in each folder has every entry.

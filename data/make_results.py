@@ -264,14 +264,17 @@ def caption(rows: list[dict]) -> str:
 def cost(training: dict[str, dict], name: str) -> str:
     """What the training of one data set took, and what distillation did, stage one and two."""
     stages_of = {k.removeprefix(f"{name}/"): v for k, v in training.items() if k.startswith(name)}
-    minutes: dict[str, float] = {}
+    minutes: dict[str, float] = {}  # of one core
     for stage, spent in stages_of.items():
         part = stage.split("/")[0]
-        minutes[part] = minutes.get(part, 0) + spent["minutes"]
+        minutes[part] = minutes.get(part, 0) + spent["minutes"] * spent["cores"]
     distilled = sum(minutes[part] for part in ("stage-one", "stage-two") if part in minutes)
     spent = ", ".join(f"{part} {value:.1f}" for part, value in minutes.items())
     ratio = distilled / minutes["teacher"]
-    return f"Minutes of training: {spent}. Stages one and two took {ratio:.1f} times the teacher's."
+    return (
+        f"Training, in minutes of one CPU core: {spent}. Stages one and two took {ratio:.1f} times "
+        "the teacher's."
+    )
 
 
 def _groups(rows: list[dict]) -> list[list[dict]]:

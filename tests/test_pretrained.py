@@ -81,6 +81,7 @@ def test_the_card_and_the_cost_count_what_is_not_shipped_too(shipped, tmp_path):
     chain = [*STAGES[:3], *(f"stage-two/steps-{n}" for n in (8, 4, 2, 1))]
     assert list(spent) == [*chain, "encoder/steps-8"]
     assert [one["updates"] for one in spent.values()] == [2, 3, 2, 1, 3, 3, 3, 2]
+    assert {one["cores"] for one in spent.values()} == {torch.get_num_threads()}
     card = (shipped / "digits" / "README.md").read_text().splitlines()
     students = [line for line in card if line.startswith("| stage-two/")]
     assert [line.split("|")[-2].strip() for line in students] == ["", "yes", "yes", "yes"]

@@ -29,11 +29,11 @@ ROWS = [
 
 
 TRAINING = {
-    "digits/teacher": {"updates": 9, "minutes": 2.0},
-    "digits/stage-one": {"updates": 9, "minutes": 1.0},
-    "digits/stage-two/steps-2": {"updates": 9, "minutes": 0.5},
-    "digits/stage-two/steps-1": {"updates": 9, "minutes": 1.25},
-    "digits/stage-two-stochastic/steps-1": {"updates": 9, "minutes": 4.0},
+    "digits/teacher": {"updates": 9, "minutes": 2.0, "cores": 2},
+    "digits/stage-one": {"updates": 9, "minutes": 1.0, "cores": 2},
+    "digits/stage-two/steps-2": {"updates": 9, "minutes": 0.5, "cores": 2},
+    "digits/stage-two/steps-1": {"updates": 9, "minutes": 1.2, "cores": 1},
+    "digits/stage-two-stochastic/steps-1": {"updates": 9, "minutes": 4.0, "cores": 1},
 }
 RESULTS = {"meta": {"training": TRAINING}, "rows": ROWS}
 FORMS = {"frechet_distance": ".2f", "class_accuracy": ".1%"}
@@ -50,8 +50,8 @@ def test_the_table_has_a_line_per_model_and_for_each_value_a_column_per_w():
 
 def test_the_cost_of_distillation_is_that_of_both_stages_for_one_sampler():
     assert MADE.cost(TRAINING, "digits") == (
-        "Minutes of training: teacher 2.0, stage-one 1.0, stage-two 1.8, stage-two-stochastic 4.0. "
-        "Stages one and two took 1.4 times the teacher's."
+        "Training, in minutes of one CPU core: teacher 4.0, stage-one 2.0, stage-two 2.2, "
+        "stage-two-stochastic 4.0. Stages one and two took 1.1 times the teacher's."
     )
 
 
@@ -68,7 +68,7 @@ def test_rows_of_different_numbers_of_samples_or_judges_are_in_tables_of_their_o
     tables = [MADE.table(rows, FORMS) for rows in (other, ROWS, third)]
     assert all(one in made for one in tables) and made.count("| model |") == 3
     shown, folded = made.split("<details>\n<summary>The same with 9 samples</summary>\n\n")
-    assert "3,000 samples, reference" in shown and shown.endswith("1.4 times the teacher's.\n\n")
+    assert "3,000 samples, reference" in shown and shown.endswith("1.1 times the teacher's.\n\n")
     assert folded.count(" 9 samples, reference") == 2 and folded.endswith("\n\n</details>")
 
 

@@ -16,7 +16,7 @@ from cfgdistill.training import Draw
 from cfgdistill.unets import build_unet, load
 
 TINY = dict(channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=4)
-TINY |= dict(images=40, late_rate=2.0)
+TINY |= dict(images=40, late_rate=2.0, batch_distill=2)
 RECIPE = get_recipe("digits", "smoke", **TINY)
 DATA = load_data("digits", images=40)
 
@@ -80,6 +80,8 @@ def test_the_recipes_numbers_reach_the_models(out):
     two = {n: read_card(folder / "stage-two" / f"steps-{n}") for n in (4, 2, 1)}
     rates, rate = [card["about"]["rate"] for card in two.values()], RECIPE.rate_two
     assert rates == [rate, 2 * rate, 2 * rate]
+    batches = [card["about"]["batch"] for card in (teacher, one, *two.values())]
+    assert batches == [4, 2, 2, 2, 2]
     assert two[4]["model"]["w_range"] == [0.0, 4.0]
 
 
