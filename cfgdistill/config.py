@@ -60,6 +60,11 @@ class Recipe:
     def name(self) -> str:
         return f"{self.dataset}-{self.profile}"
 
+    @property
+    def student_batch(self) -> int:
+        """Batch of both stages of distillation."""
+        return self.batch_distill or self.batch
+
     def __str__(self) -> str:
         """All entries on one line; those that few recipes use, only where they do."""
         plain = {f.name: f.default for f in fields(self) if f.name in SPECIAL}
