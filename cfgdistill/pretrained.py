@@ -2,7 +2,7 @@
 
 They lie in data/pretrained/<data set>/<stage>/ as `training.train` leaves them, with weights in
 half precision, and manifest.json has the sha256 of every file. Students that draw from text are
-folders of stock diffusers there. See data/make_pretrained.py.
+folders of stock diffusers there, which share some files by links. See data/make_pretrained.py.
 """
 
 import json
@@ -42,7 +42,7 @@ def pretrained(name: str) -> Path:
         if not path.exists() or sha256(path) != known:
             raise OSError(
                 f"{path} is missing or damaged (its sha256 is not that of manifest.json): install "
-                "the package again, or restore the file with git."
+                "the package again, or restore the file with git (on Windows with core.symlinks)."
             )
     return ROOT / name
 

@@ -5,11 +5,13 @@
 All stages of the run, or those named (stage-two/steps-4, ...). Weights are halved to 16 bits, but
 not those of autoencoders: latents, and what was trained on them, are known by their hash. A card
 names the file of its teacher, which is another file now, so cards are rewritten from the teacher
-down. Students that draw from text are folders of stock diffusers, with the card beside. A README.md
-says what the models are; manifest.json gets the sha256 of every file.
+down. Students that draw from text are folders of stock diffusers, with the card beside; what they
+have in common lies in one of them, and the others link to it. A README.md says what the models are;
+manifest.json gets the sha256 of every file.
 """
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ from cfgdistill.unets import load
 
 ROOT = Path(__file__).resolve().parent / "pretrained"
 MOST_FILE, MOST = 16_000_000, 120_000_000  # bytes
+LINKED = 10_000  # bytes: below, a copy costs nothing
 ORDER = ("autoencoder", "classifier", "teacher", "stage-one", *stages.FOLDERS.values())
 
 
@@ -70,13 +73,25 @@ def main(run: Path, only: list[str]) -> None:
     write_text(home / "training.json", json.dumps(spent, indent=1) + "\n")  # of all stages
     write_text(home / "README.md", model_card(recipe, list(shipped), spent))
     files = sorted(path for path in ROOT.rglob("*/*") if path.is_file())
-    sizes = {path: path.stat().st_size for path in files}
+    hashes = {path.relative_to(ROOT).as_posix(): sha256(path) for path in files}
+    _link_copies(hashes)
+    sizes = {path: path.lstat().st_size for path in files}
     if large := [str(path) for path, size in sizes.items() if size > MOST_FILE]:
         raise SystemExit(f"Too large to ship: {', '.join(large)}.")
     if sum(sizes.values()) > MOST:
         raise SystemExit(f"{sum(sizes.values()) / 1e6:.0f} MB in all are too much to ship.")
-    hashes = {path.relative_to(ROOT).as_posix(): sha256(path) for path in files}
     write_text(ROOT / "manifest.json", json.dumps(hashes, indent=1) + "\n")
+
+
+def _link_copies(hashes: dict[str, str]) -> None:
+    """A large file that lies in an earlier folder too, to the bit, becomes a link to that one."""
+    first: dict[str, Path] = {}
+    for name, known in hashes.items():
+        path = ROOT / name
+        kept = first.setdefault(known, path)
+        if kept != path and not path.is_symlink() and path.stat().st_size > LINKED:
+            path.unlink()
+            path.symlink_to(os.path.relpath(kept, path.parent))
 
 
 def _as_stock(folder: Path, data, about: dict) -> None:
