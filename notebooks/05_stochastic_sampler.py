@@ -321,7 +321,7 @@ except ValueError as error:
 # **The same starting noise through both.** Each place in a grid is one noise and one label.
 
 # %%
-shown = [steps for steps in (8, 4, 2) if steps in students]
+shown = [n for n in (8, 4, 2) if n in students and n in noisy]
 wanted = torch.arange(20) % 10
 weights = (0.0, 1.0, 3.0)
 
@@ -346,10 +346,10 @@ show(
 # **How much of an image does the first noise still decide?** One starting noise per column; each row adds other noise.
 
 # %%
-device = next(noisy[4].parameters()).device
+device = next(teacher.parameters()).device
 first = torch.randn(10, *data.shape, generator=torch.Generator().manual_seed(seed)).to(device)
 draws = {}
-for n in (8, 2):
+for n in dict.fromkeys((shown[0], shown[-1])):
     for w in (0.0, 3.0):
         images = torch.stack(
             [

@@ -238,6 +238,7 @@ def every(models, sampler, name):
     return [
         row
         for n in shown
+        if n in models
         for row in evaluate_rows(
             models[n], model=name, steps=[n], weights=weights, sampler=sampler, **common
         )
