@@ -39,9 +39,13 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """The first 16 digits of a sha256 over all weights: equal for equal models only."""
+    """The first 16 digits of a sha256 over all weights: equal for equal models only.
+
+    By their names, as a model that was trained here may have its layers in another order than the
+    same one loaded from a file.
+    """
     digest = hashlib.sha256()
-    for value in model.state_dict().values():
+    for _, value in sorted(model.state_dict().items()):
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import tiny_mlp
 from safetensors.torch import load_file
+from torch import nn
 
 import cfgdistill
 from cfgdistill import checkpoints
@@ -66,6 +67,15 @@ def test_equal_models_and_only_they_have_the_same_fingerprint():
     with torch.no_grad():
         other.net.outer.bias[0] += 1e-6
     assert fingerprint(same) != fingerprint(other) and len(fingerprint(same)) == 16
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_in_which_layers_were_added():
+    layers = {"a": nn.Linear(2, 3), "b": nn.Linear(3, 2)}
+    there, back = (
+        nn.ModuleDict(dict(order)) for order in (layers.items(), [*layers.items()][::-1])
+    )
+    assert [*there.state_dict()] != [*back.state_dict()]
+    assert fingerprint(there) == fingerprint(back)
 
 
 def test_tensors_and_their_state_come_back(tmp_path):
