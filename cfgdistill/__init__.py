@@ -5,6 +5,7 @@ Only the light modules are imported here; `cfgdistill.unets`, `.data`, `.metrics
 """
 
 from cfgdistill.config import Recipe, get_recipe
+from cfgdistill.delivered import delivered_by_samples, delivered_w
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.distillation import (
     diffusion_loss,
@@ -41,6 +42,8 @@ __all__ = [
     "ddim",
     "ddim_encode",
     "ddim_step",
+    "delivered_by_samples",
+    "delivered_w",
     "diffusion_loss",
     "distill_progressively",
     "get_recipe",

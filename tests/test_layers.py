@@ -16,6 +16,7 @@ ORDER = [
     "denoiser",
     "guidance",
     "sampling",
+    "delivered",
     "distillation",
     "toy",
     "checkpoints",
