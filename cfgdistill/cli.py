@@ -15,7 +15,7 @@ from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
 
-from cfgdistill.config import PROFILES, RECIPES, Recipe, as_recipe, get_recipe, one_of
+from cfgdistill.config import PROFILES, RECIPES, Recipe, as_recipe, flag, get_recipe, one_of
 
 ABOUT = """Distillation of classifier-free-guided diffusion models (Meng et al., CVPR 2023).
 
@@ -73,15 +73,15 @@ def _processes() -> int:
 
 def _meet() -> None:
     """Wait for the other processes, if there are any, and take a device of one's own."""
-    if os.environ.get("CI") or _rank() > 0:
-        os.environ["TQDM_DISABLE"] = "1"  # for the bars of datasets as well
+    quiet = flag("CI") or flag("TQDM_DISABLE") or _rank() > 0
+    # For the bars of other libraries as well, to which every word but the empty one means yes.
+    os.environ["TQDM_DISABLE"] = "1" if quiet else ""
     import torch
     from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
 
     # Without a GPU, Accelerate must be told; else every process takes itself for the only one.
     cpu = _processes() > 1 and not torch.cuda.is_available()
-    PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    PartialState(cpu=cpu or flag("ACCELERATE_USE_CPU"))
 
 
 def _sentence(error: Exception) -> str:
@@ -550,5 +550,5 @@ def _trained(recipe: Recipe, folders: list[Path]) -> dict:
 def _bar(items, name: str, total: int):
     from tqdm.auto import tqdm
 
-    off = bool(os.environ.get("TQDM_DISABLE"))
+    off = flag("TQDM_DISABLE")
     yield from tqdm(items, desc=name, total=total, leave=False, disable=off)

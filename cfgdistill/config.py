@@ -1,6 +1,7 @@
 """Recipes: every number that a run depends on, one row per data set and profile."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -139,3 +140,17 @@ def one_of(kind: str, name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
     raise ValueError(f"There is no {kind} {name!r}{hint} The {kind}s are {', '.join(names)}.")
+
+
+def flag(name: str, default: bool = False) -> bool:
+    """Whether an environment variable says yes; ValueError where it says neither yes nor no.
+
+    1, true, yes, on; or 0, false, no, off, nothing at all; in any case. Not set: the default.
+    """
+    given = os.environ.get(name)
+    if given is None:
+        return default
+    word = given.strip().lower()
+    if word not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
+        raise ValueError(f"{name}={given} says neither yes nor no: set it to 1 or to 0.")
+    return word in ("1", "true", "yes", "on")

@@ -8,7 +8,6 @@ together draw what one would have drawn.
 import hashlib
 import importlib.util
 import math
-import os
 import signal
 import threading
 import time
@@ -27,7 +26,7 @@ from cfgdistill.checkpoints import (
     save_weights,
     write_tensors,
 )
-from cfgdistill.config import one_of
+from cfgdistill.config import flag, one_of
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.distillation import (
     Weighting,
@@ -247,7 +246,7 @@ def train(
         total=updates,
         initial=run.done,
         desc=name,
-        disable=bool(os.environ.get("CI") or os.environ.get("TQDM_DISABLE")),
+        disable=flag("CI") or flag("TQDM_DISABLE"),
         leave=False,
     )
     try:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cfgdistill import CosineSchedule, GuidedDenoiser, ddim, get_recipe, guide, last, train
 from cfgdistill.checkpoints import provenance, write_text
+from cfgdistill.config import flag
 from cfgdistill.data import load_data
 from cfgdistill.guidance import embed_w
 from cfgdistill.training import Draw, mixed_precision, stage_two_loss
@@ -51,7 +52,7 @@ class Bench:
         numbers = [max(1, round(self.seconds / timer.timeit(1).mean)) for timer in timers]
         seconds: tuple[list, list] = ([], [])
         bar = range(max(2, round(repeats * self.repeats)))
-        for k in tqdm(bar, name, leave=False, disable=bool(os.environ.get("CI"))):
+        for k in tqdm(bar, name, leave=False, disable=flag("CI")):
             for side in (0, 1) if k % 2 == 0 else (1, 0):
                 seconds[side].append(timers[side].timeit(numbers[side]).mean)
         ratios = [a / b for a, b in zip(*seconds, strict=True)]

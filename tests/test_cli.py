@@ -128,6 +128,12 @@ def test_every_bar_goes_to_stderr_and_none_is_drawn_under_ci(here, run, monkeypa
     monkeypatch.delenv("TQDM_DISABLE")
     monkeypatch.setenv("CI", "true")
     assert run("sample", MODELS["student"], "--n 4")[2] == ""
+    for key in ("CI", "TQDM_DISABLE"):
+        monkeypatch.setenv(key, "0")
+    assert "batches" in run("sample", MODELS["student"], "--n 4")[2]
+    assert "teacher" in run("train", *SETTINGS, "--set teacher=2 --out more-bars")[2]
+    monkeypatch.setenv("CI", "perhaps")
+    assert run("sample", MODELS["student"], "--n 4")[0] == 1
 
 
 # ---- what the verbs say ------------------------------------------------------------------------

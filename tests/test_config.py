@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import cfgdistill
 from cfgdistill import Recipe, get_recipe
-from cfgdistill.config import PROFILES, RECIPES, SPECIAL, one_of
+from cfgdistill.config import PROFILES, RECIPES, SPECIAL, flag, one_of
 
 
 def test_there_is_one_recipe_for_each_data_set_and_profile():
@@ -82,6 +84,35 @@ def test_a_data_set_without_a_row_for_a_profile_says_which_it_has():
 
 def test_one_of_gives_back_a_name_that_exists():
     assert one_of("profile", "smoke", PROFILES) == "smoke"
+
+
+YES, NO = ("1", "true", "True", "YES", "on", " 1 "), ("0", "false", "False", "NO", "off", "")
+
+
+@pytest.mark.parametrize("word", [*YES, *NO])
+@pytest.mark.parametrize("default", [True, False])
+def test_a_flag_of_the_environment_is_what_its_word_says_whatever_the_default(
+    monkeypatch, word, default
+):
+    monkeypatch.setenv("CFGDISTILL_RETRAIN", word)
+    assert flag("CFGDISTILL_RETRAIN", default) == (word in YES)
+    monkeypatch.delenv("CFGDISTILL_RETRAIN")
+    assert flag("CFGDISTILL_RETRAIN", default) == default
+
+
+@pytest.mark.parametrize("word", ["maybe", "2", "-1", "nein"])
+def test_a_flag_that_says_neither_yes_nor_no_is_refused_by_name(monkeypatch, word):
+    monkeypatch.setenv("CI", word)
+    with pytest.raises(ValueError, match=f"^CI={word} says neither yes nor no: set it to 1 or .*"):
+        flag("CI")
+
+
+def test_every_flag_of_the_environment_is_read_by_the_one_parser():
+    read = set()
+    for file in Path(cfgdistill.__file__).parent.glob("*.py"):
+        read |= set(re.findall(r"environ(?:\.get\(|\[)\s*(\w+|\".+?\")", file.read_text()))
+    # Numbers, folders, and the parser's own.
+    assert read <= {'"RANK"', '"WORLD_SIZE"', '"CFGDISTILL_DATA"', '"TQDM_DISABLE"', "name"}
 
 
 RATIOS = (
