@@ -2,11 +2,23 @@
 
 import copy
 from collections.abc import Callable
+from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from cfgdistill.parameterization import PREDICTION_TYPES, Prediction, convert
 from cfgdistill.schedules import Example, Number, Schedule, per_example
+
+
+def default_device() -> torch.device:
+    """Where networks are loaded and trained, which is Accelerate's choice: the GPU if there is one,
+    NVIDIA's, Apple's or another, and each process's own of several; else the CPU.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
 
 
 class Denoiser(nn.Module):
@@ -44,6 +56,12 @@ class Denoiser(nn.Module):
         self.steps, self.sampler = steps, sampler
         self.w_range, self.num_classes = w_range, num_classes
         self.nfe = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and so where z and cond have to be."""
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     def forward(
         self,

@@ -69,6 +69,16 @@ def diffusion_loss(
     return weighted_error(pred, v, denoiser.schedule.logsnr(t), weighting)
 
 
+def _beside(teacher, x: Example):
+    """The teacher, moved to where x is: `train` moves the student and the data, and knows no other.
+
+    It may be any callable with a schedule; one that does not say where it is, is left there.
+    """
+    if getattr(teacher, "device", x.device) != x.device:
+        teacher.to(x.device)
+    return teacher
+
+
 def guidance_matching_loss(
     student,
     teacher,
@@ -81,7 +91,7 @@ def guidance_matching_loss(
     weighting: Weighting = snr_plus_one,
 ) -> PerExample:
     """Stage one of Meng et al. 2023: one network matches the guided pair at w, [b]."""
-    t = per_example(t, x)
+    t, teacher = per_example(t, x), _beside(teacher, x)
     z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
     with torch.no_grad():
         target = teacher(z, t, cond, w)
@@ -105,7 +115,7 @@ def progressive_target(
     al. 2023, stage two). mid is half-way unless given. t may lie below s: then it is the target of
     an encoder. Where mid = s there is no second step, and the target is the teacher's own v.
     """
-    t, s = per_example(t, z), per_example(s, z)
+    t, s, teacher = per_example(t, z), per_example(s, z), _beside(teacher, z)
     mid = (t + s) / 2 if mid is None else per_example(mid, z)
     z_mid = ddim_step(teacher(z, t, cond, w), mid, teacher.schedule)
     z_s = ddim_step(teacher(z_mid, mid, cond, w), s, teacher.schedule)

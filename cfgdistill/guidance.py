@@ -36,6 +36,10 @@ class GuidedDenoiser(nn.Module):
         return self.denoiser.schedule
 
     @property
+    def device(self) -> torch.device:
+        return self.denoiser.device
+
+    @property
     def nfe(self) -> int:
         return self.denoiser.nfe
 

@@ -20,6 +20,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
 from cfgdistill.data import Data
+from cfgdistill.denoiser import default_device
 from cfgdistill.sampling import ddim, last
 from cfgdistill.training import random_at
 
@@ -312,7 +313,7 @@ def samples(
     The same seed gives every model the same noise; what a sampler adds on the way comes from a
     generator of its own. With a `share`, only those of each batch are sampled.
     """
-    device = next(denoiser.parameters(), labels).device  # an exact denoiser has no parameters
+    device = denoiser.device
     noise = torch.Generator().manual_seed(seed)
     added = {} if sampler is ddim else {"generator": random_at(seed, sampler.__name__, share.start)}
     for cond in labels.split(batch):
@@ -430,7 +431,7 @@ def published_fid(batches: Iterable[Tensor], reference: Data) -> float:
             f"({type(error).__name__}: {error}): connect to the network, or put them where "
             "torch-fidelity looks, ~/.cache/torch/hub/checkpoints."
         ) from error
-    frechet.to("cuda" if torch.cuda.is_available() else "cpu")
+    frechet.to(default_device())
 
     def update(x, real):
         frechet.update(((x + 1) * 127.5).round().to(torch.uint8).to(frechet.device), real=real)
@@ -475,7 +476,7 @@ def clip_score(
     clip, processor = parts
     for name in ("get_image_features", "get_text_features"):
         setattr(clip, name, _features_alone(getattr(clip, name)))
-    score = CLIPScore(lambda: (clip, processor)).to("cuda" if torch.cuda.is_available() else "cpu")
+    score = CLIPScore(lambda: (clip, processor)).to(default_device())
     for rows in torch.arange(len(images)).split(batch):
         x = ((images[rows] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         score.update(x.to(score.device), [captions[i] for i in rows])

@@ -14,7 +14,7 @@ from torch import Tensor
 from cfgdistill.checkpoints import fingerprint
 from cfgdistill.config import Recipe, one_of
 from cfgdistill.data import load_captioned
-from cfgdistill.denoiser import Denoiser
+from cfgdistill.denoiser import Denoiser, default_device
 from cfgdistill.encoders import (
     Latents,
     TextEncoder,
@@ -137,7 +137,7 @@ def load_latents(recipe: Recipe, folder: str | Path, split: str = "train") -> La
             f"{recipe.source} has captions and no images: set data_free=20, say, and the base "
             "paints them in 20 steps each."
         )
-    device = _device()
+    device = default_device()
     text = TextEncoder(pipe.tokenizer, pipe.text_encoder).eval().to(device)
     embeddings = cached_embeddings(text, [*images.class_names, ""], folder)
     conds, empty = embeddings[:-1], embeddings[-1]
@@ -193,14 +193,13 @@ def own_latents(
     is a matter of the seed and of i alone.
     """
     net, about = teacher.denoiser.net, json.dumps(teacher.denoiser.describe())
-    device = next(net.parameters()).device
     model = f"{fingerprint(teacher)}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
 
     def paint(rows: Tensor) -> Tensor:
         noises = [
             torch.randn(net.shape, generator=random_at(seed, "own", i)) for i in rows.tolist()
         ]
-        z, cond = torch.stack(noises).to(device), conds[rows].to(device)
+        z, cond = torch.stack(noises).to(teacher.device), conds[rows].to(teacher.device)
         return last(ddim(teacher, z, steps, cond, w)).float().cpu()
 
     parts = []
@@ -229,10 +228,6 @@ def _open(recipe: Recipe):
     return pipe
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _half(recipe: Recipe) -> torch.dtype | None:
     """What frozen weights are kept in: half precision for mixed training on a GPU."""
     if recipe.precision != "mixed" or not torch.cuda.is_available():
@@ -242,7 +237,7 @@ def _half(recipe: Recipe) -> torch.dtype | None:
 
 def _autocast(recipe: Recipe):
     half = _half(recipe)
-    return torch.autocast(_device(), half, enabled=half is not None)
+    return torch.autocast(default_device().type, half, enabled=half is not None)
 
 
 def tiny_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "epsilon") -> str:

@@ -45,20 +45,22 @@ class _ExactV(nn.Module):
 
     def __init__(self, mixture: GaussianMixture, schedule: Schedule):
         super().__init__()
-        self.mixture, self.schedule = mixture, schedule
+        self.std, self.num_classes, self.schedule = mixture.std, mixture.num_classes, schedule
+        self.register_buffer("means", mixture.means, persistent=False)
+        self.register_buffer("labels", mixture.labels, persistent=False)
 
     def forward(self, z, t, cond, w):
         if w is not None:
             raise ValueError("The exact denoiser takes no w: wrap it in GuidedDenoiser.")
-        means = self.mixture.means.to(z)
+        means = self.means.to(z)
         alpha, sigma = (expand(a, z) for a in self.schedule.alpha_sigma(t))
-        variance = self.mixture.std**2
+        variance = self.std**2
         q = alpha**2 * variance + sigma**2
         offset = z[:, None, :] - alpha[..., None] * means  # [b, k, d]
         log_weight = -offset.square().sum(-1) / (2 * q)
         if cond is not None:
-            own = cond[:, None] == self.mixture.labels.to(cond.device)
-            null = (cond == self.mixture.num_classes)[:, None]
+            own = cond[:, None] == self.labels.to(cond.device)
+            null = (cond == self.num_classes)[:, None]
             log_weight = log_weight.masked_fill(~(own | null), -math.inf)
         v = (alpha * sigma * (1 - variance) / q)[..., None] * offset - sigma[..., None] * means
         return (log_weight.softmax(1)[..., None] * v).sum(1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cfgdistill.checkpoints import fingerprint, load_weights, read_card
 from cfgdistill.config import Recipe, one_of
-from cfgdistill.denoiser import Denoiser
+from cfgdistill.denoiser import Denoiser, default_device
 from cfgdistill.encoders import build_text_model, text_config
 from cfgdistill.guidance import embed_w
 from cfgdistill.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
@@ -353,7 +353,7 @@ def load(folder: str | Path) -> Denoiser:
     w_range = model.pop("w_range")
     denoiser = Denoiser(net, schedule, w_range=None if w_range is None else tuple(w_range), **model)
     load_weights(denoiser, folder)
-    return denoiser.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return denoiser.to(default_device()).eval()
 
 
 def _open_lora(config: dict) -> LoraUNet:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from cfgdistill import cli, ddim, get_recipe, last, pretrained, stages
 from cfgdistill.checkpoints import read_card, read_tensors
 from cfgdistill.config import as_recipe
 from cfgdistill.data import load_data
+from cfgdistill.pretrained import use_pretrained
 from cfgdistill.unets import load
 
 TINY = dict(channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=8)
@@ -217,3 +219,18 @@ def test_a_shipped_model_is_of_a_recipe_in_the_table(name):
     recipe = as_recipe(read_card(pretrained.ROOT / name)["recipe"])
     assert recipe == get_recipe(recipe.dataset, recipe.profile)
     assert recipe.dataset == name.split("/")[0]
+
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0])
+def test_the_python_code_of_the_readme_runs_as_it_stands(block, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(README.parent / "data")
+    monkeypatch.chdir(tmp_path)
+    use_pretrained(get_recipe("digits", "laptop"), "out/demo")  # else it trains, which takes longer
+    torch.manual_seed(0)
+    exec(block, names := {})
+    if "images" in names:
+        assert names["images"].shape == (10, 1, 8, 8) and names["images"].isfinite().all()
