@@ -33,18 +33,17 @@ def delivered_w(
     all n examples together, from noised examples of `data` at t ~ U[times], the same for every w
     and every student of one seed.
 
-    student, teacher: called as (z, t, cond, w); of the teacher w = 0 and w = 1 are asked
+    student, teacher: called as (z, t, cond, w), on one device; of the teacher w = 0 and 1 are asked
     data:             `len(data)` and `data.batch(indices) -> x, cond`
     ValueError where nothing lies between the teacher's answers with and without the condition.
     """
     generator, overlap, squared = torch.Generator().manual_seed(seed), 0.0, 0.0
     low, high = times
-    device = next((p.device for p in student.parameters()), torch.device("cpu"))
     for rows in torch.randint(len(data), (n,), generator=generator).split(batch):
         x, cond = data.batch(rows)
         t = low + (high - low) * torch.rand(len(rows), generator=generator)
         eps = torch.randn(x.shape, generator=generator)
-        x, cond, t, eps = (value.to(device) for value in (x, cond, t, eps))
+        x, cond, t, eps = (value.to(student.device) for value in (x, cond, t, eps))
         z = teacher.schedule.add_noise(x, eps, t)
         v_cond = teacher(z, t, cond, 0.0).v
         direction = (teacher(z, t, cond, 1.0).v - v_cond).double()

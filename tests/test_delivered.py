@@ -26,6 +26,8 @@ TEACHER = GuidedDenoiser(EXACT, null=3)
 class Student(nn.Module):
     """Delivers `answer(w)`, with an error at right angles to the guidance."""
 
+    device = TEACHER.device
+
     def __init__(self, answer, error=0.0):
         super().__init__()
         self.answer, self.error = answer, error
@@ -66,7 +68,7 @@ def test_the_measure_is_that_of_the_times_that_are_asked_about():
 
 def test_a_teacher_that_ignores_its_condition_is_told():
     deaf = pinwheel().denoiser(CosineSchedule())
-    deaf.net.mixture.labels = torch.full_like(deaf.net.mixture.labels, 0)
+    deaf.net.labels.zero_()
     guided = GuidedDenoiser(deaf, null=0)
     x = torch.zeros(8, 2)
     data = type("Zeros", (), {"__len__": lambda _: 8, "batch": lambda _, i: (x[i], 0 * i)})()
