@@ -2,13 +2,30 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+import re
+import reprlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from typing import no_type_check
 
 
+def one_of(kind: str, name: object, names: Iterable[str]) -> str:
+    """`name` itself if it is one of `names`, else one sentence with the near ones."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
+    raise ValueError(f"There is no {kind} {name!r}{hint} The {kind}s are {', '.join(names)}.")
+
+
+@no_type_check  # it checks its entries itself, in words
 @dataclass(frozen=True)
 class Recipe:
-    """One run of the whole course: network, teacher, stage one, stage two, evaluation."""
+    """One run of the whole course: network, teacher, stage one, stage two, evaluation.
+
+    ValueError where an entry does not fit its kind (see KINDS), or does not go with another one.
+    """
 
     dataset: str
     profile: str
@@ -57,6 +74,40 @@ class Recipe:
     checkpointing: bool = False  # backward computes again what forward need not keep
     eight_bit: bool = False  # Adam's moments in 8 bits, where bitsandbytes and a GPU are present
 
+    def __post_init__(self):
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in WORDS:
+                one_of(entry.name.replace("_", " "), value, WORDS[entry.name])
+                continue
+            words, fits = KINDS.get(entry.name) or KINDS[entry.type]
+            unused = self.dataset == "sd" and entry.name in ("channels", "layers", "classifier")
+            if not (unused or fits(value)):
+                raise ValueError(
+                    f"{entry.name}={reprlib.repr(value)} does not fit: {entry.name} is {words}."
+                )
+            if entry.type is float:
+                object.__setattr__(self, entry.name, float(value))
+        if self.w_min > self.w_max:
+            raise ValueError(
+                f"w_min={self.w_min:g} is above w_max={self.w_max:g}: students learn the guidance "
+                "weights from w_min to w_max."
+            )
+        if (self.autoencoder > 0) != (self.dataset == "emoji"):
+            raise ValueError(
+                f"autoencoder={self.autoencoder} does not fit: it is above 0 for emoji, which are "
+                f"drawn as latents, and 0 for {self.dataset}."
+            )
+        factor = 2 ** (len(self.vae_channels) - 1)
+        if self.autoencoder and (
+            not self.vae_channels or self.size % (8 * factor) or self.batch < 2
+        ):
+            raise ValueError(
+                f"size={self.size}, vae_channels={self.vae_channels} and batch={self.batch} do not "
+                "go together: latents have a side of 8, 16, ... where each of the vae_channels "
+                "after the first halves the size, and half a batch trains the autoencoder."
+            )
+
     @property
     def name(self) -> str:
         return f"{self.dataset}-{self.profile}"
@@ -75,6 +126,61 @@ class Recipe:
             if key not in ("dataset", "profile") and (key not in plain or value != plain[key])
         )
 
+
+def _whole(low: int, high: int = 10**9) -> tuple[str, Callable]:
+    return f"a whole number from {low} to {high:,}", lambda v: type(v) is int and low <= v <= high
+
+
+def _number(low: int, high: int) -> tuple[str, Callable]:
+    return f"a number from {low} to {high}", lambda v: type(v) in (int, float) and low <= v <= high
+
+
+def _sides(words: str, multiple: int, least: int) -> tuple[str, Callable]:
+    def fit(v) -> bool:
+        whole = type(v) is tuple and all(type(n) is int and 0 < n <= 65536 for n in v)
+        return whole and least <= len(v) <= 8 and not any(n % multiple for n in v)
+
+    return words, fit
+
+
+# What an entry of a recipe is, in words and as a test: for single ones, else by their type. Upper
+# bounds are far beyond what anybody trains, and within what the libraries can count.
+WORDS = {
+    "precision": ("full", "mixed"),
+    "prediction_type": ("v", "eps", "x"),
+    "weighting": ("snr", "truncated_snr", "snr_plus_one"),  # distillation.WEIGHTINGS
+}
+CHANNELS = "multiples of 8, one per resolution, such as (24, 48)"  # normalised in groups of 8
+COUNT = _whole(1)
+KINDS = {
+    **dict.fromkeys(
+        ("dataset", "profile"),
+        ("a name", lambda v: type(v) is str and bool(re.fullmatch(r"\w[\w.-]*", v))),
+    ),
+    "channels": _sides(CHANNELS, multiple=8, least=1),
+    "vae_channels": _sides(CHANNELS, multiple=8, least=0),
+    "layers": _whole(1, 100),
+    "samples": _whole(4, 10**6),  # fewer have no covariance to speak of
+    "start": (
+        "a power of two, such as 64, which is halved down to 1",
+        lambda v: type(v) is int and 0 < v <= 2**20 and v & (v - 1) == 0,
+    ),
+    "seed": ("a whole number from 0 to 2^63 - 1", lambda v: type(v) is int and 0 <= v < 2**63),
+    **dict.fromkeys(("batch", "size", "patch"), _whole(1, 10**6)),
+    "text_length": _whole(3, 10**4),
+    "text_width": (
+        "a multiple of 32 up to 65,536",
+        lambda v: type(v) is int and 0 < v <= 65536 and v % 32 == 0,
+    ),
+    **dict.fromkeys(("autoencoder", "data_free", "lora"), _whole(0)),
+    **dict.fromkeys(("ema", "drop"), _number(0, 1)),
+    int: COUNT,
+    int | None: (f"{COUNT[0]}, or None", lambda v: v is None or COUNT[1](v)),
+    float: _number(0, 1000),
+    bool: ("True or False", lambda v: type(v) is bool),
+    str: ("a word", lambda v: type(v) is str),
+    str | None: ("a name, a folder or None", lambda v: v is None or type(v) is str),
+}
 
 SPECIAL = (
     *("autoencoder", "size", "vae_channels", "text_width", "text_length", "t_power", "time_rate"),
@@ -127,19 +233,13 @@ def get_recipe(dataset: str, profile: str, **changes) -> Recipe:
     return replace(rows[one_of(f"{dataset} profile", profile, rows)], **changes)
 
 
-def as_recipe(kept: dict) -> Recipe:
-    """A recipe as a model's card has it; TypeError where it is none."""
-    return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
-
-
-def one_of(kind: str, name: str, names: Iterable[str]) -> str:
-    """`name` itself if it is one of `names`, else one sentence with the near ones."""
-    names = list(names)
-    if name in names:
-        return name
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
-    raise ValueError(f"There is no {kind} {name!r}{hint} The {kind}s are {', '.join(names)}.")
+def as_recipe(kept: object) -> Recipe:
+    """A recipe as a model's card has it; ValueError where it is none of this package."""
+    try:
+        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        return get_recipe(changes.pop("dataset"), changes.pop("profile"), **changes)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"No recipe of cfgdistill: {reprlib.repr(kept)}.") from error
 
 
 def flag(name: str, default: bool = False) -> bool:

@@ -12,7 +12,9 @@ import pytest
 
 import cfgdistill
 from cfgdistill import Recipe, get_recipe
-from cfgdistill.config import PROFILES, RECIPES, SPECIAL, flag, one_of
+from cfgdistill.config import PROFILES, RECIPES, SPECIAL, WORDS, as_recipe, flag, one_of
+from cfgdistill.distillation import WEIGHTINGS
+from cfgdistill.parameterization import PREDICTION_TYPES
 
 
 def test_there_is_one_recipe_for_each_data_set_and_profile():
@@ -80,6 +82,83 @@ def test_a_recipe_survives_json():
 def test_a_data_set_without_a_row_for_a_profile_says_which_it_has():
     with pytest.raises(ValueError, match="no sd profile 'laptop'.* are smoke, colab"):
         get_recipe("sd", "laptop")
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    1.5,
+    float("nan"),
+    float("inf"),
+    10**30,
+    "",
+    "odd/..",
+    b"",
+    (),
+    (7,),
+    [8],
+    {},
+]
+
+
+@pytest.mark.parametrize("entry", dataclasses.fields(Recipe), ids=lambda entry: entry.name)
+def test_an_entry_of_another_type_or_out_of_range_is_refused_by_its_name(entry):
+    plain = get_recipe("digits", "smoke")
+    refused = 0
+    for value in ODD:
+        try:
+            made = getattr(dataclasses.replace(plain, **{entry.name: value}), entry.name)
+        except ValueError as error:
+            said, refused = str(error), refused + 1
+            assert entry.name.replace("_", " ") in said.replace("_", " ")
+            assert "\n" not in said and said.endswith(".")
+        else:  # what is taken is of the declared type, and stays what it was
+            kinds = {"tuple[int, ...]": tuple, "int | None": int | None, "str | None": str | None}
+            kind = kinds.get(str(entry.type), entry.type)
+            assert isinstance(made, kind) and made == value
+            assert (type(made) is bool) == (entry.type is bool)
+    assert refused >= 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"start": 12}, "start=12 does not fit: start is a power of two"),
+        ({"w_min": 3.0, "w_max": 2.0}, "w_min=3 is above w_max=2"),
+        ({"autoencoder": 10}, "autoencoder=10 does not fit.* and 0 for digits"),
+        ({"weighting": "snrr"}, "no weighting 'snrr': did you mean 'snr'"),
+        ({"rate": 1001}, "rate=1001 does not fit: rate is a number from 0 to 1000"),
+    ],
+)
+def test_entries_that_do_not_go_together_are_refused_before_anything_is_trained(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        get_recipe("digits", "smoke", **changes)
+
+
+def test_sizes_that_the_autoencoder_cannot_halve_are_refused():
+    for changes in ({"size": 40}, {"vae_channels": ()}, {"batch": 1}, {"autoencoder": 0}):
+        with pytest.raises(ValueError, match="do not go together|autoencoder=0 does not fit"):
+            get_recipe("emoji", "laptop", **changes)
+
+
+def test_whole_numbers_are_taken_for_numbers_and_kept_as_such():
+    assert type(get_recipe("digits", "smoke", rate=1, w_max=2).rate) is float
+
+
+def test_the_words_that_a_recipe_takes_are_those_that_the_losses_know():
+    assert set(WORDS["weighting"]) == set(WEIGHTINGS)
+    assert set(WORDS["prediction_type"]) == set(PREDICTION_TYPES)
+
+
+def test_a_card_names_a_recipe_of_the_table_or_none():
+    recipe = get_recipe("emoji", "laptop", seed=3)
+    kept = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    assert as_recipe(kept) == recipe
+    changed = [kept | {"profile": "../.."}, kept | {"dataset": "owner/name"}, kept | {"new": 1}]
+    for broken in [*changed, kept | {"dataset": 3}, None, 3, [], {}, "emoji", [kept]]:
+        with pytest.raises(ValueError):
+            as_recipe(broken)
 
 
 def test_one_of_gives_back_a_name_that_exists():
