@@ -26,6 +26,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKED = "# NBVAL_CHECK_OUTPUT"
+YES_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # What a kernel says about itself, less its version: that would change with every reader.
 LANGUAGE = {
     "codemirror_mode": {"name": "ipython", "version": 3},
@@ -77,6 +78,33 @@ def parameters_of(notebook) -> set[str]:
 
 def source_hash(cell) -> str:
     return hashlib.sha256(cell.source.encode()).hexdigest()
+
+
+def default_of(notebook, name: str):
+    """What the cell tagged `parameters` assigns to a name, after the imports that it needs."""
+    cells = code_cells(notebook)
+    own = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    used = {node.id for node in ast.walk(ast.parse(own.source)) if isinstance(node, ast.Name)}
+    known: dict = {}
+    for cell in cells[: cells.index(own)]:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                node.names = [n for n in node.names if (n.asname or n.name.split(".")[0]) in used]
+                if node.names:
+                    exec(ast.unparse(node), known)
+    exec(own.source, known)
+    return known[name]
+
+
+def as_chosen(name: str, text: str, default):
+    """The text of `-p name=text` as a value of the default's type."""
+    try:
+        if isinstance(default, bool):
+            return YES_NO[text.lower()]
+        return type(default)(text)
+    except (KeyError, ValueError):
+        kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
+        raise SystemExit(f"The parameter {name!r} is {kind}, not {text!r}.") from None
 
 
 # ---- execution ------------------------------------------------------------------------------
@@ -161,17 +189,52 @@ def build(script: Path, out: Path) -> None:
         cell.id = f"cell-{index:02d}"
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
-            cell.metadata["source_sha256"] = source_hash(cell)
+        cell.metadata["source_sha256"] = source_hash(cell)
     notebook.metadata.pop("jupytext", None)
     notebook.metadata["language_info"] = LANGUAGE
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     nbformat.validate(notebook)
-    temporary = script.with_suffix(".ipynb.tmp")
+    replace(script.with_suffix(".ipynb"), notebook)
+
+
+def replace(built: Path, notebook) -> None:
+    """Write a notebook, as a whole or not at all; what somebody wrote into the old one is kept."""
+    temporary = built.with_suffix(".ipynb.tmp")
     nbformat.write(notebook, temporary)
-    os.replace(temporary, script.with_suffix(".ipynb"))
+    if built.exists() and somebodys_work(built, notebook):
+        kept = free_name(built)
+        os.replace(built, kept)
+        print(f"{built.name} had cells that are not the script's: they are kept in {kept}.")
+    os.replace(temporary, built)
 
 
-def run(scripts: list[Path], out: Path, standard: dict, chosen: dict) -> None:
+def somebodys_work(built: Path, new) -> bool:
+    """Whether a notebook has cells that neither the new one has nor a build has left there."""
+    try:
+        cells = nbformat.read(built, as_version=4).cells
+    except Exception:  # it cannot be read, for whatever reason, and is all the more precious
+        return True
+    ours = {cell.source for cell in new.cells}
+    return any(
+        cell.source.strip() and cell.source not in ours and not _as_built(cell) for cell in cells
+    )
+
+
+def _as_built(cell) -> bool:
+    if "source_sha256" in cell.metadata:
+        return cell.metadata["source_sha256"] == source_hash(cell)
+    # Earlier builds kept no hash of text.
+    return cell.cell_type == "markdown" and cell.get("id", "").startswith("cell-")
+
+
+def free_name(built: Path) -> Path:
+    """NAME.yours.ipynb, or with a number where that is taken."""
+    numbers = ("", *(f"-{number}" for number in range(2, 1000)))
+    names = (built.with_suffix(f".yours{number}.ipynb") for number in numbers)
+    return next(name for name in names if not name.exists())
+
+
+def run(scripts: list[Path], out: Path, standard: dict, chosen: dict[str, str]) -> None:
     """Execute scripts one after another; `standard` parameters go where they are declared."""
     notebooks = {script.stem: jupytext.read(script) for script in scripts}
     for name, notebook in notebooks.items():  # all of them, before anything runs
@@ -179,6 +242,10 @@ def run(scripts: list[Path], out: Path, standard: dict, chosen: dict) -> None:
         for key in ("profile", *chosen):
             if key not in declared:
                 raise SystemExit(f"{name}: {_no_such('parameter', key, declared)}")
+    values = {
+        name: {k: as_chosen(k, v, default_of(notebook, k)) for k, v in chosen.items()}
+        for name, notebook in notebooks.items()
+    }
     (out / "notebooks").mkdir(parents=True, exist_ok=True)
     for index, (name, notebook) in enumerate(notebooks.items(), 1):
         declared = parameters_of(notebook)
@@ -186,7 +253,7 @@ def run(scripts: list[Path], out: Path, standard: dict, chosen: dict) -> None:
             notebook,
             f"[{index}/{len(notebooks)}] {name}",
             cwd=out,
-            parameters={k: v for k, v in standard.items() if k in declared} | chosen,
+            parameters={k: v for k, v in standard.items() if k in declared} | values[name],
             output=out / "notebooks" / f"{name}.ipynb",
         )
 
@@ -197,7 +264,7 @@ def run(scripts: list[Path], out: Path, standard: dict, chosen: dict) -> None:
 def problems(folder: Path) -> Iterator[str]:
     """One line for each way in which a pair is not what it should be."""
     scripts = {path.stem: path for path in folder.glob("*.py")}
-    built = {path.stem: path for path in folder.glob("*.ipynb")}
+    built = {path.stem: path for path in folder.glob("*.ipynb") if ".yours" not in path.stem}
     for name in sorted(scripts | built):
         if name not in built:
             yield f"{name}: has no .ipynb beside it; run `make notebooks NAMES={name}`."
@@ -305,6 +372,8 @@ def results_table(results: dict) -> str:
     return "\n".join([*about, "", heads, *lines])
 
 
+NO_SCRIPTS = """{%- extends 'index.html.j2' -%}
+{% block html_head_js %}{% endblock %}{% block html_head_js_mathjax %}{% endblock %}"""
 # What a demo leaves beside its notebooks.
 PIXEL_FILES = {
     "samples.png": "the teacher and the students, from the same noise",
@@ -317,21 +386,43 @@ LATENT_FILES = {
 }
 
 
+def page(notebook, title: str) -> str:
+    """An executed notebook as HTML that needs no network: formulas as MathML, and no scripts."""
+    from latex2mathml.converter import convert
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    def mathml(formula: str, display: str) -> str:
+        for norm in (r"\lVert", r"\rVert"):  # it does not know these two
+            formula = formula.replace(norm, "‖")
+        return convert(formula, display=display)
+
+    class Renderer(IPythonRenderer):
+        def inline_math(self, body: str) -> str:
+            return mathml(body, "inline")
+
+        def block_math(self, body: str) -> str:
+            return mathml(body, "block")
+
+    # The default template `lab` drops the alt text of figures.
+    exporter = HTMLExporter(template_name="classic", raw_template=NO_SCRIPTS)
+    exporter.register_filter(
+        "markdown2html", lambda text: MarkdownWithMath(renderer=Renderer(escape=False)).render(text)
+    )
+    return exporter.from_notebook_node(notebook, {"metadata": {"name": title}})[0]
+
+
 def demo(scripts: list[Path], out: Path, standard: dict, files: dict[str, str]) -> None:
     """Run a track of notebooks, convert it to HTML, and print the table of its results.json."""
-    from nbconvert import HTMLExporter
-
     started = time.monotonic()
     if any(out.glob(f"*-{standard['profile']}/**/card.json")):
         print(f"Trained models found in {out} are loaded; delete the folder to train again.")
     run(scripts, out, standard, {})
     (out / "html").mkdir(exist_ok=True)
-    # The default template `lab` drops the alt text of figures.
-    exporter = HTMLExporter(template_name="classic")
     for script in scripts:
         notebook = nbformat.read(out / "notebooks" / f"{script.stem}.ipynb", as_version=4)
-        html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": script.stem}})
-        (out / "html" / f"{script.stem}.html").write_text(html, encoding="utf-8")
+        html = out / "html" / f"{script.stem}.html"
+        html.write_text(page(notebook, script.stem), encoding="utf-8")
     try:
         results = json.loads((out / "results.json").read_text())
     except OSError:
@@ -350,14 +441,11 @@ def demo(scripts: list[Path], out: Path, standard: dict, files: dict[str, str]) 
 # ---- the command line -----------------------------------------------------------------------
 
 
-def _assignment(text: str) -> tuple[str, object]:
+def _assignment(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value  # plain text needs no quotes
+    return name, value
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -396,6 +484,10 @@ def main(arguments: list[str] | None = None) -> None:
         get_recipe(options.dataset, options.profile)  # a typo shall not cost a minute
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    for name in ("CFGDISTILL_DATA", "CFGDISTILL_CAPTIONS", "CFGDISTILL_BASE"):
+        folder = Path(os.environ.get(name) or " ").expanduser()
+        if folder.is_dir():  # a kernel works in a folder of its own
+            os.environ[name] = str(folder.resolve())
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
