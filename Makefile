@@ -9,7 +9,7 @@ NAMES ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo demo-latent test bench results notebooks lint clean
+.PHONY: help env demo demo-latent test bench results notebooks resolve lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make results    measure every model in data/pretrained again; NAMES=digits for one data set"
 	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
 	@echo "make lint       ruff, check and format"
+	@echo "make resolve    do the tested versions fit every Python and system that the README names?"
 	@echo "make env        only the environment, .venv"
 	@echo "make clean      delete caches and out/, with the models trained there"
 	@echo "On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes the"
@@ -58,12 +59,17 @@ demo-latent: $(STAMP)
 	@$(BIN)/python tests/course.py demo-latent --profile '$(PROFILE)' --out '$(OUT_LATENT)'
 
 # Two workers of one thread each: most of the time goes to starting processes and small networks.
-# pytest comes last, so that its own summary is the last line.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder \
+  --jaxtyping-packages=cfgdistill,beartype.beartype
+
+# First what comes with the package, with the kernels that PyTorch has for processors without AVX:
+# they compute other last bits, as yours may. Notebooks choose them for themselves. All tests come
+# last, so that their summary is the last line.
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup \
-	  --jaxtyping-packages=cfgdistill,beartype.beartype
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) tests/test_pretrained.py
+	$(PYTEST) tests
 
 bench: $(STAMP)
 	@$(BIN)/python tests/bench.py --dataset '$(DATASET)' --profile '$(PROFILE)'
@@ -73,6 +79,18 @@ results: $(STAMP)
 
 notebooks: $(STAMP)
 	@$(BIN)/python tests/course.py build $(NAMES) --dataset '$(DATASET)' --profile '$(PROFILE)'
+
+# Asks the package index alone, and installs nothing but uv.
+resolve: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	@set -e; export MACOSX_DEPLOYMENT_TARGET=14.0; \
+	for python in 3.11.0 3.12.0 3.13.0; do \
+	  for system in linux macos windows; do \
+	    echo "Python $$python on $$system"; \
+	    $(BIN)/uv pip compile --quiet --no-header --python-version $$python \
+	      --python-platform $$system --only-binary :all: -c constraints.txt --extra dev pyproject.toml >/dev/null; \
+	  done; \
+	done
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -11,13 +11,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's way with jobs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
-def pytest_collection_modifyitems(items):
-    """Notebooks last: what fails in a second should not be heard of after ten minutes."""
-    items.sort(key=lambda item: item.path.name == "test_course.py")
+LONG = ["test_processes.py", "test_faults.py", "test_course.py"]  # minutes, in this order
+HANGS = 1800  # seconds; limits end what hangs, so that no machine is too slow for them
 
 
-@pytest.fixture(scope="session")
-def course_out(tmp_path_factory):
-    """One `out` for all notebooks, so that 03 and 04 find the teacher that 02 trained."""
-    return tmp_path_factory.mktemp("out")
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """One worker for a file, so that what its tests share is made once.
+
+    Long files are last: what fails in a second should not be heard of after ten minutes. With
+    workers they are first, so that all have work until the end.
+    """
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if config.pluginmanager.hasplugin("timeout") and not any(item.iter_markers("timeout")):
+            item.add_marker(pytest.mark.timeout(HANGS))
+    sign = -1 if "PYTEST_XDIST_WORKER" in os.environ else 1
+    rank = {name: sign * place for place, name in enumerate(LONG, 1)}
+    items.sort(key=lambda item: rank.get(item.path.name, 0))
