@@ -39,15 +39,31 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """The first 16 digits of a sha256 over all weights: equal for equal models only.
+    """The first 16 digits of a sha256 over what a model is: equal for equal models only.
 
-    By their names, as a model that was trained here may have its layers in another order than the
+    Over its description, where it has one, and over the names, dtypes, shapes and bytes of all
+    weights, by name: a model that was trained here may have its layers in another order than the
     same one loaded from a file.
     """
-    digest = hashlib.sha256()
-    for _, value in sorted(model.state_dict().items()):
+    about = without_computed(getattr(model, "describe", dict)())
+    digest = hashlib.sha256(json.dumps([type(model).__name__, about], sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def without_computed(tree):
+    """A description (JSON) in which "made_of" stands for all that it describes.
+
+    Numbers that were computed have other last bits on another CPU, so whoever computes them says
+    beside them what they were made of, and they are known by that.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    if "made_of" in tree:
+        return without_computed(tree["made_of"])
+    return {key: without_computed(value) for key, value in tree.items()}
 
 
 def read_card(folder: str | Path) -> dict:
@@ -91,7 +107,8 @@ def load_weights(model: nn.Module, folder: str | Path, about: dict | None = None
 def refuse_other(folder: Path, found: dict | None, wanted: dict) -> None:
     """ValueError where a folder holds the work of another recipe, naming the first difference."""
     # Through JSON, as the file went: tuples become lists.
-    wanted, found = _flat(json.loads(json.dumps(wanted))), _flat(found or {})
+    wanted, found = json.loads(json.dumps(wanted)), found or {}
+    wanted, found = _flat(without_computed(wanted)), _flat(without_computed(found))
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
             raise ValueError(

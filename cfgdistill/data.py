@@ -1,6 +1,7 @@
 """Data by name: images in [-1, 1], labels, class names, and a hash of every byte."""
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,7 @@ class Data:
     class_names: tuple[str, ...]
     levels: int | None  # None: stored as given
     mirror: bool = False  # whether a mirrored example is still one of its class
+    made_of: str = ""  # what computed examples were computed from: they are known by that
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,18 +98,17 @@ class Data:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over the rows in order, one byte of label, then the stored bytes. Of latents and
-        of captioned images: over all of the conditions or captions, then the stored bytes."""
-        rows = self.stored.flatten(1).contiguous().view(torch.uint8)
-        if self.labels.ndim == 1 and self.num_classes <= 256:
-            parts = [torch.cat([self.labels.to(torch.uint8)[:, None], rows], 1)]
-        else:
-            parts = [self.labels.contiguous().view(torch.uint8), rows]
-        digest = hashlib.sha256()
-        if self.num_classes > 256:
-            digest.update("\n".join(self.class_names).encode())
-        for part in parts:
-            digest.update(part.numpy().tobytes())
+        """sha256 over all that these examples are: class names or captions, levels, whether they
+        may be mirrored, the form of what is stored, then the bytes of labels and examples.
+
+        Examples that were computed have other last bits on another CPU. Of those it is, in the
+        place of bytes, over what they are `made_of`.
+        """
+        about = [self.class_names, self.levels, self.mirror, self.made_of]
+        about += [str(self.stored.dtype), list(self.stored.shape)]
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for part in () if self.made_of else (self.labels, self.stored):
+            digest.update(part.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -127,7 +128,8 @@ def load_data(name: str, split: str = "train", images: int | None = None) -> Dat
 def _toy(split, images):
     generator = torch.Generator().manual_seed(SPLITS.index(split))
     x, labels = pinwheel().sample({"train": 8000, "test": 2000}[split], generator)
-    return Data("toy", split, x[:images], labels[:images], ("first", "second", "third"), None)
+    names, made_of = ("first", "second", "third"), f"toy.pinwheel, {split}"
+    return Data("toy", split, x[:images], labels[:images], names, None, made_of=made_of)
 
 
 def _digits(split, images):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -39,6 +40,11 @@ class VAEEncoder(nn.Module):
         shift = torch.zeros(channels) if shift is None else shift
         self.register_buffer("shift", shift.reshape(1, -1, 1, 1).float().to(device))
         self.scale = float(vae.config.scaling_factor if scale is None else scale)
+
+    def describe(self) -> dict:
+        """What it is beside its weights and its shift (JSON)."""
+        config = {key: self.vae.config.get(key) for key in ("act_fn", "norm_num_groups")}
+        return {"vae": type(self.vae).__name__, **config, "scale": self.scale}
 
     @classmethod
     def measured(cls, vae, batches: Iterable[Tensor]) -> "VAEEncoder":
@@ -166,13 +172,15 @@ class Latents(Data):
         cls, images: Data, vae: VAEEncoder, text: "TextEncoder", folder: str | Path
     ) -> "Latents":
         """Captioned images as latents, which are kept in `folder`, and tokens."""
+        tokens = text.tokens(images.class_names)
         return cls(
             name=images.name,
             split=images.split,
             stored=cached_latents(vae, images, folder),
-            labels=text.tokens(images.class_names),
+            labels=tokens,
             class_names=images.class_names,
             levels=None,
+            made_of=f"{latents_key(vae, images)} {tokens.tolist()}",
             pictures=images,
             vae=vae,
             empty=text.null,
@@ -188,13 +196,18 @@ class Latents(Data):
         return self.labels[rows], rows
 
 
+def latents_key(encoder: VAEEncoder, data: Data) -> str:
+    """What latents are made of. The numbers themselves have other last bits on another CPU."""
+    return f"{data.hash} {fingerprint(encoder)}"
+
+
 def cached_latents(encoder: VAEEncoder, data: Data, folder: str | Path, batch: int = 64) -> Tensor:
     """The latents of all images of `data`, computed once for these images and these weights."""
     parts = torch.arange(len(data)).split(batch)
     return cached(
         folder,
         "latents",
-        f"{data.hash[:16]}-{fingerprint(encoder)}-{encoder.scale:.6g}",
+        latents_key(encoder, data),
         lambda: torch.cat([encoder.encode(data.batch(rows)[0]) for rows in parts]),
     )
 
@@ -202,13 +215,15 @@ def cached_latents(encoder: VAEEncoder, data: Data, folder: str | Path, batch: i
 def cached(folder: str | Path, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
     """What `make` computes, kept in `folder` under the name and the key of all it depends on."""
     file = Path(folder) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    if file.exists():
-        tensors, about = read_tensors(file)
-        if about.get("key") == key:
-            return tensors[name]
-    made = make()
-    write_tensors(file, {name: made}, {"key": key})
-    return made
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f"{name}.lock")):  # several processes compute it once
+        if file.exists():
+            tensors, about = read_tensors(file)
+            if about.get("key") == key:
+                return tensors[name]
+        made = make()
+        write_tensors(file, {name: made}, {"key": key})
+        return made
 
 
 class TextEncoder(nn.Module):
@@ -245,6 +260,9 @@ class TextEncoder(nn.Module):
     def null(self) -> Int[Tensor, " n"]:
         """The tokens of the empty caption: "no condition"."""
         return self.tokens([""])[0]
+
+    def describe(self) -> dict:
+        return text_config(self.model)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, " b n d"]:
         return self.model(tokens).last_hidden_state

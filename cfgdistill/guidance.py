@@ -47,6 +47,12 @@ class GuidedDenoiser(nn.Module):
     def nfe(self, count: int) -> None:
         self.denoiser.nfe = count
 
+    def describe(self) -> dict:
+        """What it is (JSON). An embedding is a computed number, and known with its data."""
+        null = torch.as_tensor(self.null)
+        null = list(null.shape) if null.is_floating_point() else null.tolist()
+        return {"guided": self.denoiser.describe(), "null": null}
+
     def forward(self, z: Example, t: Number, cond: Tensor, w: Number) -> Prediction:
         """z [b, *d], t [b], cond [b, ...], w [b] -> Prediction. Costs two evaluations."""
         t, w = per_example(t, z), per_example(w, z)

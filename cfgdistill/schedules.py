@@ -82,13 +82,14 @@ class DiscreteSchedule(Schedule):
     """The table of a discrete-time model such as Stable Diffusion, read as a continuous schedule.
 
     Entry k of `alphas_cumprod` (T entries) is alpha_t^2 at t = (k + 1) / T; t = 0 is clean data.
-    Between entries the angle is interpolated.
+    Between entries the angle is interpolated. `made_of` (JSON) says what a computed table was
+    computed from, by which the schedule is then known; see `checkpoints.without_computed`.
     """
 
-    def __init__(self, alphas_cumprod: Float[Tensor, " T"]):
+    def __init__(self, alphas_cumprod: Float[Tensor, " T"], made_of: dict | None = None):
         if alphas_cumprod.min() < 0 or alphas_cumprod.max() > 1:
             raise ValueError("alphas_cumprod must lie in [0, 1]: pass the products, not the betas.")
-        self.alphas_cumprod = alphas_cumprod.double()
+        self.alphas_cumprod, self.made_of = alphas_cumprod.double(), made_of
         angles = torch.acos(self.alphas_cumprod.sqrt())
         self.angles = torch.cat([angles.new_zeros(1), angles])
 
@@ -103,7 +104,8 @@ class DiscreteSchedule(Schedule):
         return torch.sin(math.pi / 2 - phi), torch.sin(phi)
 
     def describe(self) -> dict:
-        return {"alphas_cumprod": self.alphas_cumprod.tolist()}
+        about = {"alphas_cumprod": self.alphas_cumprod.tolist()}
+        return about if self.made_of is None else {**about, "made_of": self.made_of}
 
     def zero_terminal_snr(self) -> "DiscreteSchedule":
         """alpha shifted until alpha_1 = 0, and scaled so that its first entry stays as it is.
@@ -114,9 +116,12 @@ class DiscreteSchedule(Schedule):
         """
         alpha = self.alphas_cumprod.sqrt()
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-        return DiscreteSchedule(alpha.square())
+        return self._made(alpha.square(), {"zero_terminal_snr": True})
 
     def resampled(self, entries: int) -> "DiscreteSchedule":
         """The same angles as a table of another number of entries."""
         t = torch.arange(1, entries + 1, dtype=torch.float64) / entries
-        return DiscreteSchedule(self.alpha_sigma(t)[0].square())
+        return self._made(self.alpha_sigma(t)[0].square(), {"entries": entries})
+
+    def _made(self, table: Float[Tensor, " T"], how: dict) -> "DiscreteSchedule":
+        return DiscreteSchedule(table, None if self.made_of is None else {**self.made_of, **how})

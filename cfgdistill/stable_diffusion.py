@@ -6,6 +6,7 @@ get_recipe("sd", "colab", base="stable-diffusion-v1-5/stable-diffusion-v1-5", so
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from cfgdistill.encoders import (
     build_text_encoder,
     cached,
     cached_latents,
+    latents_key,
 )
 from cfgdistill.guidance import GuidedDenoiser
 from cfgdistill.sampling import ddim, last
@@ -87,9 +89,19 @@ def base_denoiser(pipe) -> Denoiser:
     `GuidedDenoiser(base_denoiser(pipe), empty)` at w equals stock DDIM with trailing steps and
     guidance_scale 1 + w. Conditions are embeddings [b, n, d].
     """
-    table = pipe.scheduler.alphas_cumprod
-    said = PREDICTIONS[pipe.scheduler.config.prediction_type]
-    return Denoiser(TextUNet(pipe.unet, timesteps=len(table)), DiscreteSchedule(table), said).eval()
+    schedule, said = own_schedule(pipe), PREDICTIONS[pipe.scheduler.config.prediction_type]
+    net = TextUNet(pipe.unet, timesteps=len(schedule.alphas_cumprod))
+    return Denoiser(net, schedule, said).eval()
+
+
+# What a scheduler of diffusers computes alphas_cumprod from.
+BETAS = "beta_start beta_end beta_schedule trained_betas num_train_timesteps rescale_betas_zero_snr"
+
+
+def own_schedule(pipe) -> DiscreteSchedule:
+    """The pipeline's schedule, known by the numbers in its configuration."""
+    made_of = {key: pipe.scheduler.config.get(key) for key in BETAS.split()}
+    return DiscreteSchedule(pipe.scheduler.alphas_cumprod, made_of)
 
 
 def v_schedule(pipe) -> DiscreteSchedule:
@@ -98,7 +110,7 @@ def v_schedule(pipe) -> DiscreteSchedule:
     1024 and not 1000, so that every grid time i/N is an entry, and stock diffusers, which only
     counts in entries, takes exactly our steps.
     """
-    return DiscreteSchedule(pipe.scheduler.alphas_cumprod).zero_terminal_snr().resampled(TIMESTEPS)
+    return own_schedule(pipe).zero_terminal_snr().resampled(TIMESTEPS)
 
 
 def v_teacher(recipe: Recipe) -> Denoiser:
@@ -139,16 +151,20 @@ def load_latents(recipe: Recipe, folder: str | Path, split: str = "train") -> La
         )
     device = default_device()
     text = TextEncoder(pipe.tokenizer, pipe.text_encoder).eval().to(device)
-    embeddings = cached_embeddings(text, [*images.class_names, ""], folder)
+    captions = [*images.class_names, ""]
+    embeddings = cached_embeddings(text, captions, folder)
     conds, empty = embeddings[:-1], embeddings[-1]
     text.cpu()
+    known = made_of_captions(text, captions)
     vae = VAEEncoder(pipe.vae)
     if recipe.data_free:
         teacher = GuidedDenoiser(base_denoiser(pipe).to(device), empty)
         how = {"steps": recipe.data_free, "w": OWN_W, "seed": recipe.seed}
+        made_of = f"{fingerprint(teacher)} {json.dumps(how)}"
         with _autocast(recipe):
-            latents = own_latents(teacher, conds, folder, **how)
+            latents = own_latents(teacher, conds, folder, made_of=known, **how)
     else:
+        made_of = latents_key(vae, images)
         latents = cached_latents(vae.to(device), images, folder, batch=8)
         vae.cpu()
     return Latents(
@@ -158,6 +174,7 @@ def load_latents(recipe: Recipe, folder: str | Path, split: str = "train") -> La
         labels=conds,
         class_names=images.class_names,
         levels=None,
+        made_of=" ".join([made_of, *known]),
         pictures=images,
         vae=vae,
         empty=empty,
@@ -169,13 +186,22 @@ def cached_embeddings(text: TextEncoder, captions: list[str], folder: str | Path
     """Embeddings [n, l, d] of captions in float16, computed once for these tokens and weights."""
     tokens = text.tokens(captions)
     device = next(text.parameters()).device
-    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     return cached(
         folder,
         "embeddings",
-        f"{digest[:16]}-{list(tokens.shape)}-{fingerprint(text)}",
+        _sha256(made_of_captions(text, captions)),
         lambda: torch.cat([text(part.to(device)).half().cpu() for part in tokens.split(64)]),
     )
+
+
+def made_of_captions(text: TextEncoder, captions: Sequence[str]) -> list[str]:
+    """What the embedding of each caption is made of: its last bits are another CPU's own."""
+    encoder = fingerprint(text)
+    return [f"{encoder} {row}" for row in text.tokens(captions).tolist()]
+
+
+def _sha256(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def own_latents(
@@ -183,17 +209,18 @@ def own_latents(
     conds: Tensor,
     folder: str | Path,
     *,
+    made_of: Sequence[str],
     steps: int,
     w: float = OWN_W,
     seed: int = 0,
 ) -> Tensor:
     """The teacher's own samples for embeddings conds [n, l, d], by DDIM: [n, c, h, h].
 
-    They are kept as they come, in parts, under everything that they depend on. The noise of image i
-    is a matter of the seed and of i alone.
+    They are kept as they come, in parts, under everything that they depend on: for the embeddings
+    and, last, the teacher's null, that is what `made_of` says. The noise of image i is a matter of
+    the seed and of i alone.
     """
-    net, about = teacher.denoiser.net, json.dumps(teacher.denoiser.describe())
-    model = f"{fingerprint(teacher)}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+    net, model = teacher.denoiser.net, fingerprint(teacher)
 
     def paint(rows: Tensor) -> Tensor:
         noises = [
@@ -204,9 +231,8 @@ def own_latents(
 
     parts = []
     for rows in torch.arange(len(conds)).split(PART):
-        asked = torch.cat([conds[rows], teacher.null[None]]).contiguous().view(torch.uint8)
-        digest = hashlib.sha256(asked.numpy().tobytes()).hexdigest()
-        key = f"{digest[:16]}-{model}-steps={steps}-w={w:g}-seed={seed}-from={rows[0]}"
+        asked = _sha256([made_of[i] for i in [*rows.tolist(), -1]])
+        key = f"{asked[:16]}-{model}-steps={steps}-w={w:g}-seed={seed}-from={rows[0]}"
         parts.append(cached(folder, "own", key, lambda rows=rows: paint(rows)))
     return torch.cat(parts)
 

@@ -6,7 +6,7 @@ sha256 of the teacher it was made from, so models of different runs are never mi
 """
 
 import copy
-import hashlib
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 import cfgdistill.stable_diffusion as stable_diffusion
@@ -37,7 +38,14 @@ from cfgdistill.encoders import (
     cached,
 )
 from cfgdistill.guidance import GuidedDenoiser
-from cfgdistill.metrics import Classifier, Judge, Matcher, classification_loss, evaluate
+from cfgdistill.metrics import (
+    Classifier,
+    Judge,
+    Matcher,
+    classification_loss,
+    evaluate,
+    generate,
+)
 from cfgdistill.sampling import ddim
 from cfgdistill.training import (
     distill_progressively,
@@ -120,16 +128,16 @@ def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncod
             **_common(recipe),
         )
     )
-    vae = model.net.vae
-
-    def measure() -> Tensor:
-        rows = torch.arange(len(images)).split(64)
-        found = VAEEncoder.measured(vae, (images.batch(part)[0] for part in rows))
-        return torch.tensor([*found.shift.flatten().tolist(), found.scale], dtype=torch.float64)
-
-    key = f"{images.hash[:16]}-{fingerprint(vae)}"
-    measured = cached(home(recipe, out), "shift-and-scale", key, measure)
-    return VAEEncoder(vae, measured[:-1], measured[-1].item())
+    # Measured once, then part of the model: elsewhere the last bits would be others.
+    vae, folder = model.net.vae, home(recipe, out) / "autoencoder"
+    with FileLock(folder / "card.lock"):
+        card = read_card(folder)
+        if "latents" not in card:
+            rows = torch.arange(len(images)).split(64)
+            found = VAEEncoder.measured(vae, (images.batch(part)[0] for part in rows))
+            card["latents"] = {"shift": found.shift.flatten().tolist(), "scale": found.scale}
+            write_text(folder / "card.json", json.dumps(card, indent=1))
+    return VAEEncoder(vae, torch.tensor(card["latents"]["shift"]), card["latents"]["scale"])
 
 
 def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier | Matcher:
@@ -183,7 +191,7 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     }
     if recipe.dataset == "sd":  # the base is known by its weights, under whatever name
         about["net"]["net"].pop("base", None)
-        about["from"] = fingerprint(teacher)
+        about["from"] = teacher.net.sha if recipe.lora else fingerprint(teacher.net.unet)
     _finish(
         train(
             teacher,
@@ -195,7 +203,7 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
             rate=recipe.rate,
             ema=recipe.ema,
             folder=stage_folder(recipe, out, "teacher", TEACHER),
-            about=about,
+            about={**about, **_decoded_by(data)},
             **_common(recipe),
         )
     )
@@ -231,6 +239,7 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
                 "teacher": read_card(stage_folder(recipe, out, "teacher", TEACHER))["sha256"],
                 "w_range": w_range,
                 **_losses(recipe),
+                **_decoded_by(data),
             },
             **_common(recipe),
         )
@@ -264,6 +273,7 @@ def train_stage_two(
         about={
             "teacher": read_card(stage_folder(recipe, out, "stage-one", STAGE_ONE))["sha256"],
             **_losses(recipe),
+            **_decoded_by(data),
         },
         **_common(recipe),
     )
@@ -291,6 +301,7 @@ def train_two_students(recipe: Recipe, data: Data, out: str | Path) -> Iterator[
         about={
             "teacher": read_card(stage_folder(recipe, out, "teacher", TEACHER))["sha256"],
             **_losses(recipe),
+            **_decoded_by(data),
         },
         **_common(recipe),
     ):
@@ -313,6 +324,11 @@ def _losses(recipe: Recipe) -> dict:
     return {key: getattr(recipe, key) for key in keys}
 
 
+def _decoded_by(data: Data) -> dict:
+    """What turns a model's samples into images: its card names the one autoencoder that may."""
+    return {"autoencoder": fingerprint(data.vae)} if isinstance(data, Latents) else {}
+
+
 def _weighting(recipe: Recipe) -> Weighting:
     return WEIGHTINGS[one_of("weighting", recipe.weighting, WEIGHTINGS)]
 
@@ -320,6 +336,29 @@ def _weighting(recipe: Recipe) -> Weighting:
 def make_judge(recipe: Recipe, data: Data, out: str | Path) -> Judge:
     """The feature net of this recipe with the statistics of the training split."""
     return Judge(train_classifier(recipe, data, out), data.images)
+
+
+class Truth(dict[float, Tensor]):
+    """Samples of a teacher by w, to which others are compared, and what they were made of."""
+
+    def __init__(self, samples: dict[float, Tensor], made_of: str):
+        super().__init__(samples)
+        self.made_of = made_of
+
+
+def teachers_own(
+    teacher, data: Data, recipe: Recipe, out: str | Path, *, steps: int, weights: Iterable[float]
+) -> Truth:
+    """The teacher's own samples, recipe.samples at each w by DDIM, which are kept."""
+    conds, _ = data.prompts(recipe.samples)
+    how = {"shape": data.shape, "labels": conds, "steps": steps, "seed": recipe.seed}
+    made_of = f"{fingerprint(teacher)}/{data.hash}/{steps}/{recipe.samples}/{recipe.seed}"
+
+    def make(w: float) -> Tensor:
+        make = functools.partial(generate, teacher, w=w, decode=data.decode, **how)
+        return cached(home(recipe, out), "truth", f"{made_of}/{w}", make)
+
+    return Truth({w: make(w) for w in weights}, made_of)
 
 
 def evaluate_rows(
@@ -339,19 +378,22 @@ def evaluate_rows(
 
     With `truth`, the teacher's own samples at each w, rows have their distance to them. Rows are
     kept in evaluations.json under the fingerprints of both networks, and found again there: a table
-    that several notebooks share is computed once.
+    that several notebooks share is computed once. Not so with samples that do not say what they
+    were made of, as those of `teachers_own` do.
     """
     file = home(recipe, out) / "evaluations.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
-    networks = [fingerprint(denoiser), fingerprint(judge.classifier)]
+    device = judge.device.type
+    half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    networks = [fingerprint(denoiser), fingerprint(judge.classifier), judge.reference, half]
+    known = truth is None or isinstance(truth, Truth)
     rows = []
     for n, w in itertools.product(steps, weights):
         about = [data.hash[:16], model, sampler.__name__, n, w, recipe.samples, recipe.seed]
-        if truth is not None:
-            about.append(hashlib.sha256(truth[w].numpy().tobytes()).hexdigest()[:16])
-        key = "/".join([*networks, *map(str, about)])
-        if key not in kept:
-            kept[key] = evaluate(
+        key = "/".join(map(str, [*networks, *about, getattr(truth, "made_of", None)]))
+        row = kept.get(key) if known else None
+        if row is None:
+            row = evaluate(
                 denoiser,
                 judge,
                 data,
@@ -363,8 +405,10 @@ def evaluate_rows(
                 sampler=sampler,
                 teacher=None if truth is None else truth[w],
             )
+        if known and key not in kept:
+            kept[key] = row
             write_text(file, json.dumps(kept, indent=1))
-        rows.append(kept[key])
+        rows.append(row)
     return rows
 
 

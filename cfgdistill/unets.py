@@ -331,7 +331,8 @@ def load(folder: str | Path) -> Denoiser:
     net, schedule = dict(model.pop("net")), model.pop("schedule")
     kind = one_of("network", net.pop("net"), ("ClassUNet", "TextUNet", "LoraUNet", "MLP"))
     if isinstance(schedule, dict):
-        schedule = DiscreteSchedule(torch.tensor(schedule["alphas_cumprod"], dtype=torch.float64))
+        table = torch.tensor(schedule["alphas_cumprod"], dtype=torch.float64)
+        schedule = DiscreteSchedule(table, schedule.get("made_of"))
     else:
         one_of("schedule", schedule, ("CosineSchedule",))
         schedule = CosineSchedule()

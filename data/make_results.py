@@ -14,16 +14,14 @@ import json
 import os
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from cfgdistill import GuidedDenoiser, ddim, pretrained, stages, stochastic
-from cfgdistill.checkpoints import fingerprint, provenance, write_text
+from cfgdistill.checkpoints import provenance, write_text
 from cfgdistill.config import get_recipe
-from cfgdistill.encoders import cached
 from cfgdistill.metrics import Judge, generate, tabulate
 from cfgdistill.plotting import quality_against_nfe, sample_grid
 from cfgdistill.pretrained import names, use_pretrained
@@ -79,18 +77,14 @@ def measure(name: str, out: Path) -> list[dict]:
             ]
     if plan.bf16:
         for denoiser in [network, *(student for _, student, *_ in students)]:
-            denoiser.net.forward = torch.autocast("cpu", torch.bfloat16)(denoiser.net.forward)
+            denoiser.net = InBfloat16(denoiser.net)
     rows = []
     for n, steps in plan.teacher.items():
         truth = None
         if "distance_to_teacher" in plan.values:
-            conds, _ = data.prompts(n)
-            how = dict(shape=data.shape, labels=conds, steps=steps[0], decode=data.decode)
-            place, key = stages.home(recipe, out), f"{fingerprint(teacher)}-{steps[0]}-{n}"
-            truth = {
-                w: cached(place, "truth", f"{key}-{w}", partial(generate, teacher, w=w, **how))
-                for w in plan.weights
-            }
+            counted = replace(recipe, samples=n)
+            how = dict(steps=steps[0], weights=plan.weights)
+            truth = stages.teachers_own(teacher, data, counted, out, **how)
         models = [*(("teacher", teacher, ddim, k) for k in steps), *students]
         for model, denoiser, sampler, k in models:
             found = stages.evaluate_rows(
@@ -137,11 +131,28 @@ def draw(name: str, data, models: list[tuple], rows: list[dict]) -> None:
         fig.savefig(FIGURES / f"{name}{kind}.png")
 
 
+class InBfloat16(nn.Module):
+    """A network that computes in bfloat16, as its description says."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    @property
+    def config(self) -> dict:
+        return {**self.net.config, "computes_in": "bfloat16"}
+
+    def forward(self, z, t, cond, w):
+        with torch.autocast(z.device.type, torch.bfloat16):
+            return self.net(z, t, cond, w)
+
+
 class Judges:
     """Several judges of the same samples, in the place of one."""
 
     def __init__(self, judges: list[Judge]):
         self.judges, self.device = judges, judges[0].device
+        self.reference = ", ".join(judge.reference for judge in judges)
         self.classifier = nn.ModuleList(judge.classifier for judge in judges)
 
     def reset(self) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import cfgdistill
-from cfgdistill import checkpoints
+from cfgdistill import Denoiser, GuidedDenoiser, checkpoints
 from cfgdistill.checkpoints import (
     fingerprint,
     git_commit,
@@ -21,10 +21,12 @@ from cfgdistill.checkpoints import (
     provenance,
     read_card,
     read_tensors,
+    refuse_other,
     save_weights,
     write_tensors,
     write_text,
 )
+from cfgdistill.schedules import DiscreteSchedule
 
 
 def bits(model):
@@ -67,6 +69,42 @@ def test_equal_models_and_only_they_have_the_same_fingerprint():
     with torch.no_grad():
         other.net.outer.bias[0] += 1e-6
     assert fingerprint(same) != fingerprint(other) and len(fingerprint(same)) == 16
+
+
+def test_equal_bytes_that_mean_something_else_have_another_fingerprint():
+    model, table = tiny_mlp(), torch.tensor([0.75, 0.25])
+    others = [
+        Denoiser(model.net, DiscreteSchedule(table), "v", num_classes=3),
+        Denoiser(model.net, model.schedule, "eps", num_classes=3),
+        model.for_steps(4),
+        GuidedDenoiser(model, 3),
+        GuidedDenoiser(model, 2),
+    ]
+    four = torch.zeros(4)
+    for name, value in (("a", four), ("b", four), ("a", four[None]), ("a", four.int())):
+        held = nn.Module()
+        held.register_buffer(name, value)
+        others.append(held)
+    assert len({fingerprint(other) for other in (model, *others)}) == len(others) + 1
+
+
+def test_a_computed_table_is_known_by_what_it_was_made_of():
+    table = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    near = torch.nextafter(table, torch.ones(1).double())
+    here, there = (
+        Denoiser(tiny_mlp().net, DiscreteSchedule(t, {"betas": 2}).zero_terminal_snr())
+        for t in (table, near)
+    )
+    assert (
+        here.describe()["schedule"]["alphas_cumprod"]
+        != there.describe()["schedule"]["alphas_cumprod"]
+    )
+    assert fingerprint(here) == fingerprint(there)
+    refuse_other(Path("x"), here.describe(), there.describe())
+    other = Denoiser(tiny_mlp().net, DiscreteSchedule(table, {"betas": 2}))
+    assert fingerprint(other) != fingerprint(here)
+    with pytest.raises(ValueError, match="schedule.zero_terminal_snr is None there and True here"):
+        refuse_other(Path("x"), other.describe(), here.describe())
 
 
 def test_a_fingerprint_does_not_depend_on_the_order_in_which_layers_were_added():

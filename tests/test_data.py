@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ import torch
 from cfgdistill.data import CIFAR10_CLASSES, Data, load_data
 
 DIGITS_HASH = {
-    "train": "731f9831a4d1de8d7d987a0fb068e5b77699d01d44293793e7d681d754edb565",
-    "test": "8141bf9b902af36055eb7417364d57513074b25163bb23bd6db4bc26e5c64462",
+    "train": "37d15a4ce8c5ff26a58b9202fdf0daf4d6c7e5ad041e8f5885af4b35e002a13c",
+    "test": "11ff541fab8f4b8b1953f56618345e322c2ab951e8a8a124f8dd472b9af2adbb",
 }
 
 
@@ -104,9 +105,33 @@ def test_a_batch_comes_on_the_device_of_its_indices_and_the_set_goes_there_once(
     assert moves == [(part, device) for device in ("cpu", "meta") for part in ("stored", "labels")]
 
 
-def test_the_hash_is_sha256_of_label_and_pixels_row_by_row():
-    known = hashlib.sha256(bytes([1, 0, 4, 8, 16, 0, 16, 16, 0, 0])).hexdigest()
-    assert little().hash == known
+def test_the_hash_is_another_for_whatever_makes_other_data():
+    data = little()
+    pixel, label = data.stored.clone(), torch.tensor([1, 1])
+    pixel[1, 0, 1, 1] = 1
+    others = [
+        {"stored": pixel},
+        {"stored": data.stored.reshape(2, 1, 1, 4)},
+        {"stored": data.stored.view(torch.int8)},
+        {"labels": label},
+        {"class_names": ("a", "c")},
+        {"class_names": ("b", "a")},
+        {"levels": 255},
+        {"mirror": True},
+        {"made_of": "a recipe"},
+    ]
+    found = {replace(data, **other).hash for other in others}
+    assert len(found | {data.hash}) == len(others) + 1
+    same = replace(data, name="other name", split="test", stored=data.stored.clone())
+    assert same.hash == data.hash == little().hash
+
+
+def test_what_was_computed_is_known_by_what_it_was_made_of_not_by_its_last_bits():
+    here = replace(little(), stored=torch.tensor([[0.1], [0.2]]), levels=None, made_of="a seed")
+    there = replace(here, stored=torch.nextafter(here.stored, torch.ones(1)))
+    assert not torch.equal(here.stored, there.stored) and here.hash == there.hash
+    assert replace(here, made_of="another seed").hash != here.hash
+    assert load_data("toy").made_of  # its points are sines and cosines
 
 
 # ---- toy ---------------------------------------------------------------------------------------
@@ -136,7 +161,9 @@ CIFAR10_TEST_HASH = "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf48027
 )
 def test_the_cifar10_test_split_has_its_known_bytes_and_1000_images_of_each_class():
     data = load_data("cifar10", "test")
-    assert data.hash == CIFAR10_TEST_HASH
+    label, pixels = data.labels.to(torch.uint8)[:, None], data.stored.flatten(1)
+    rows = torch.cat([label, pixels], 1)  # as in the file test_batch.bin of its makers
+    assert hashlib.sha256(rows.numpy().tobytes()).hexdigest() == CIFAR10_TEST_HASH
     assert torch.bincount(data.labels).tolist() == [1000] * 10
     assert data.shape == (3, 32, 32) and data.levels == 255 and data.mirror
     assert data.class_names[3] == "cat" and len(data.class_names) == 10

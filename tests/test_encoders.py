@@ -123,7 +123,7 @@ def test_latents_are_computed_once_for_these_images_and_these_weights(tmp_path, 
     with torch.no_grad():
         encoder.vae.quant_conv.bias += 1
     assert not torch.equal(cached_latents(encoder, data, tmp_path), first)
-    assert calls == [12, 12, 12] and len(list(tmp_path.iterdir())) == 4
+    assert calls == [12, 12, 12] and len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
 def test_the_autoencoder_learns_images_it_can_hold():

@@ -15,6 +15,7 @@ from cfgdistill import cli, ddim, get_recipe, last, pretrained, stages
 from cfgdistill.checkpoints import read_card, read_tensors
 from cfgdistill.config import as_recipe
 from cfgdistill.data import load_data
+from cfgdistill.encoders import VAEEncoder
 from cfgdistill.pretrained import use_pretrained
 from cfgdistill.unets import load
 
@@ -212,6 +213,17 @@ def test_the_manifest_is_that_of_the_files_and_they_are_small_enough():
     assert found == pretrained.manifest()
     sizes = [p.lstat().st_size for p in files]
     assert max(sizes, default=0) <= 16e6 and sum(sizes) <= 120e6
+
+
+def test_shipped_text_models_are_accepted_whatever_last_bits_the_autoencoder_computes(
+    tmp_path, monkeypatch, no_training
+):
+    monkeypatch.setattr(VAEEncoder, "measured", None)
+    monkeypatch.setattr(VAEEncoder, "encode", lambda self, x: torch.randn(len(x), 4, 16, 16))
+    recipe = pretrained.use_pretrained(get_recipe("emoji", "laptop"), tmp_path)
+    data = stages.load_recipe_data(recipe, tmp_path)
+    stages.train_classifier(recipe, data, tmp_path)
+    assert [s.steps for s in stages.train_stage_two(recipe, data, tmp_path)] == [8, 4, 2, 1]
 
 
 @pytest.mark.parametrize("name", pretrained.names())

@@ -21,6 +21,7 @@ from cfgdistill.checkpoints import read_card, read_tensors, save_weights
 from cfgdistill.data import load_captioned
 from cfgdistill.encoders import Latents, TextEncoder, VAEEncoder
 from cfgdistill.export import export
+from cfgdistill.schedules import DiscreteSchedule
 from cfgdistill.stable_diffusion import (
     OWN_W,
     PART,
@@ -463,7 +464,7 @@ def test_encoders_are_asked_once_for_the_same_captions_and_images(
     again = load_latents(tiny(base), tmp_path)
     assert calls == [] and again.hash == first.hash
     load_latents(tiny(base, images=5), tmp_path)
-    assert set(calls) == {"text", "image"} and len(list(tmp_path.iterdir())) == 4
+    assert set(calls) == {"text", "image"} and len(list(tmp_path.glob("*.safetensors"))) == 4
     calls.clear()
     captions = [*first.class_names, ""]
     assert len(cached_embeddings(text, captions, tmp_path)) == 9 and calls == []
@@ -472,6 +473,31 @@ def test_encoders_are_asked_once_for_the_same_captions_and_images(
         next(other.parameters()).add_(1)
     cached_embeddings(other, captions, tmp_path)
     assert calls == ["text"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": 0}, {"data_free": 1}])
+def test_another_cpus_last_bits_make_neither_other_data_nor_another_teacher(
+    base, tmp_path, monkeypatch, changes
+):
+    recipe = tiny(base, teacher=1, images=3, **changes)
+    data = load_latents(recipe, tmp_path / "data")
+    stages.train_teacher(recipe, data, tmp_path)
+
+    def shaken(method):
+        return lambda *given: method(*given) + 1e-4
+
+    monkeypatch.setattr(VAEEncoder, "encode", shaken(VAEEncoder.encode))
+    monkeypatch.setattr(TextEncoder, "forward", shaken(TextEncoder.forward))
+    monkeypatch.setattr(DiscreteSchedule, "angle", shaken(DiscreteSchedule.angle))
+    monkeypatch.setattr("cfgdistill.stable_diffusion.last", shaken(last))
+    normal = torch.nn.init.normal_  # in the place of the numbers that LoRA's changes start with
+    monkeypatch.setattr("torch.nn.init.kaiming_uniform_", lambda p, *given, **how: normal(p))
+    shaken_data = load_latents(recipe, tmp_path / "shaken")
+    assert not torch.equal(shaken_data.stored, data.stored)
+    assert not torch.equal(shaken_data.labels, data.labels)
+    assert shaken_data.hash == data.hash
+    monkeypatch.setattr("cfgdistill.training._Run", None)  # nothing is trained
+    stages.train_teacher(recipe, shaken_data, tmp_path)
 
 
 def test_without_images_the_base_paints_its_own_as_the_stock_pipeline_would(base, pipe, tmp_path):
@@ -495,12 +521,16 @@ def test_without_images_the_base_paints_its_own_as_the_stock_pipeline_would(base
 
 
 def test_own_samples_are_kept_in_parts_under_all_that_they_depend_on(pipe, text, tmp_path):
-    conds = embed(text, [f"{i} apples" for i in range(PART + 2)])
+    captions = [f"{i} apples" for i in range(PART + 2)]
+    conds = embed(text, captions)
     teacher = GuidedDenoiser(base_denoiser(pipe), embed(text, [""])[0])
 
     def paint(rows=slice(None), **more):
         teacher.nfe = 0
-        return own_latents(teacher, conds[rows], tmp_path, **{"steps": 1} | more), teacher.nfe
+        how = {"steps": 1, "made_of": [*captions[rows], ""]} | more
+        # The last bits of embeddings, another CPU's own, make no other samples.
+        near = torch.nextafter(conds[rows], torch.full([], 9.0)) if more else conds[rows]
+        return own_latents(teacher, near, tmp_path, **how), teacher.nfe
 
     some, nfe = paint(slice(PART))  # stopped after the first part
     assert nfe == 2 and list(some.shape) == [PART, 4, 8, 8]
@@ -514,7 +544,8 @@ def test_own_samples_are_kept_in_parts_under_all_that_they_depend_on(pipe, text,
     said, teacher.denoiser.prediction_type = teacher.denoiser.prediction_type, "v"
     assert paint()[1] == 4  # the same weights, which now mean something else
     teacher.denoiser.prediction_type = said
-    alike = own_latents(teacher, conds[:1].repeat(2 * PART, 1, 1), tmp_path, steps=1)
+    same, made_of = conds[:1].repeat(2 * PART, 1, 1), [captions[0]] * 2 * PART
+    alike = own_latents(teacher, same, tmp_path, steps=1, made_of=[*made_of, ""])
     assert len(alike.flatten(1).unique(dim=0)) == 2 * PART  # one caption, but no noise twice
 
 

@@ -120,6 +120,35 @@ def test_rows_are_computed_once_and_found_again(out, monkeypatch):
     assert calls == [0.0, 3.0]
 
 
+def test_rows_of_the_same_weights_that_mean_something_else_are_computed_again(out, monkeypatch):
+    student = load(out / "digits-smoke" / "stage-two" / "steps-2")
+    recipe = get_recipe("digits", "smoke", **TINY, samples=20)
+    judge = stages.make_judge(recipe, DATA, out)
+    calls = []
+    monkeypatch.setattr(stages, "evaluate", lambda *a, **more: calls.append(more["w"]) or {})
+
+    def evaluated(model=student, judge=judge, **more):
+        calls.clear()
+        given = dict(model="student", steps=[2], weights=[1.0], **more)
+        stages.evaluate_rows(model, judge, DATA, recipe, out, **given)
+        return calls != []
+
+    other = stages.Judge(judge.classifier, load_data("digits", "test"))
+    truth = {1.0: torch.zeros(20, 1, 8, 8)}
+    known = stages.Truth(truth, "a teacher")
+    assert evaluated() and not evaluated()
+    assert evaluated(judge=other) and not evaluated(judge=other)
+    assert evaluated(truth=known) and not evaluated(
+        truth=stages.Truth({1.0: truth[1.0] + 1}, "a teacher")
+    )
+    assert evaluated(truth=stages.Truth(truth, "another"))
+    assert evaluated(truth=truth) and evaluated(truth=truth)  # nobody knows what they are
+    with torch.autocast("cpu", torch.bfloat16):
+        assert evaluated() and not evaluated()
+    student.prediction_type = "x"
+    assert evaluated()
+
+
 def test_a_changed_recipe_refuses_the_folder_of_the_old_one(out):
     changed = get_recipe("digits", "smoke", **{**TINY, "teacher": 4})
     with pytest.raises(ValueError, match="holds another run: updates is 3 there and 4 here"):
