@@ -434,12 +434,11 @@ def _conditions(recipe: Recipe, data, captions: list[str]):
 
 def _place(folder: str) -> str:
     """`folder` itself, or, for the name of a model of the package, where its copy lies."""
-    from cfgdistill.checkpoints import read_card
-    from cfgdistill.pretrained import ROOT, names, use_pretrained
+    from cfgdistill.pretrained import names, shipped_card, use_pretrained
 
     if Path(folder).exists() or folder not in names():
         return folder
-    recipe = as_recipe(read_card(ROOT / folder)["recipe"])
+    recipe = as_recipe(shipped_card(folder)["recipe"])
     use_pretrained(recipe, "out")
     return str(Path("out", recipe.name, folder.partition("/")[2]))
 

@@ -5,29 +5,26 @@
 All stages of the run, or those named (stage-two/steps-4, ...). Weights are halved to 16 bits, but
 not those of autoencoders: latents, and what was trained on them, are known by their hash. A card
 names the file of its teacher, which is another file now, so cards are rewritten from the teacher
-down. Students that draw from text are folders of stock diffusers, with the card beside; what they
-have in common lies in one of them, and the others link to it. A README.md says what the models are;
-manifest.json gets the sha256 of every file.
+down. Then weights are packed: what is near its teacher, or the student of twice the steps, is
+stored as the difference, and an equal one not at all; bases.json names those models. A README.md
+says what the models are; manifest.json gets the sha256 of every file. All of it is made beside
+what was there before, which goes last.
 """
 
 import json
-import os
-import shutil
 import sys
+import zlib
 from pathlib import Path
-
-from safetensors.torch import load_file, save_file
+from tempfile import TemporaryDirectory
 
 from cfgdistill import stages
 from cfgdistill.checkpoints import read_card, read_tensors, sha256, write_tensors, write_text
 from cfgdistill.config import as_recipe
-from cfgdistill.encoders import TextEncoder
-from cfgdistill.export import export
-from cfgdistill.unets import load
+from cfgdistill.pretrained import difference
 
 ROOT = Path(__file__).resolve().parent / "pretrained"
-MOST_FILE, MOST = 16_000_000, 120_000_000  # bytes
-LINKED = 10_000  # bytes: below, a copy costs nothing
+MOST_FILE, MOST = 16_000_000, 100_000_000  # bytes; of all, compressed: PyPI takes wheels up to that
+WORTH = 0.9  # a difference is stored if it is smaller than this part of the whole, compressed
 ORDER = ("autoencoder", "classifier", "teacher", "stage-one", *stages.FOLDERS.values())
 
 
@@ -39,7 +36,7 @@ def main(run: Path, only: list[str]) -> None:
         raise SystemExit(f"{run} has no finished {missing[0]}: it has {', '.join(sorted(found))}.")
     all_cards = {name: read_card(folder) for name, folder in found.items()}
     cards = {name: all_cards[name] for name in only or sorted(found)}
-    shipped = dict(cards)
+    shipped = list(cards)
     counted = [name for name in found if name.partition("/")[0] in ORDER]  # no comparisons
     spent: dict[str, dict] = {}
     for name in sorted(counted, key=_order):
@@ -47,77 +44,89 @@ def main(run: Path, only: list[str]) -> None:
         cost = {key: card[key] for key in ("minutes", "cores")}
         spent[name] = {"updates": card["about"]["updates"], **cost}
     recipe = as_recipe(next(iter(cards.values()))["recipe"])
-    home = ROOT / recipe.dataset
-    shutil.rmtree(home, ignore_errors=True)
-    sha: dict[str, str] = {}  # of a file in 32 bits: that of the same in 16
-    while cards:
-        ready = [n for n, c in cards.items() if c["about"].get("teacher", None) in (None, *sha)]
-        if not ready:
-            raise SystemExit(f"The teacher of {', '.join(cards)} is not among what is shipped.")
-        for name in ready:
-            card, target = cards.pop(name), home / name
-            tensors, state = read_tensors(found[name] / "model.safetensors")
-            if name != "autoencoder":
-                tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-            write_tensors(target / "model.safetensors", tensors, state)
-            before = card["sha256"]
-            card["sha256"] = sha256(target / "model.safetensors")
-            sha[before] = card["sha256"]
-            if "teacher" in card["about"]:
-                card["about"]["teacher"] = sha[card["about"]["teacher"]]
-            write_text(target / "card.json", json.dumps(card, indent=1))
-    if recipe.autoencoder:
-        data = stages.load_recipe_data(recipe, run.parent)
-        for name in (name for name in shipped if name.startswith(f"{stages.FOLDERS['ddim']}/")):
-            _as_stock(home / name, data, about_of(shipped[name]))
-    write_text(home / "training.json", json.dumps(spent, indent=1) + "\n")  # of all stages
-    write_text(home / "README.md", model_card(recipe, list(shipped), spent))
-    files = sorted(path for path in ROOT.rglob("*/*") if path.is_file())
-    hashes = {path.relative_to(ROOT).as_posix(): sha256(path) for path in files}
-    _link_copies(hashes)
-    sizes = {path: path.lstat().st_size for path in files}
-    if large := [str(path) for path, size in sizes.items() if size > MOST_FILE]:
+    ROOT.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=ROOT.parent, suffix=".tmp") as beside:
+        made = Path(beside) / recipe.dataset
+        sha: dict[str, str] = {}  # of a file in 32 bits: that of the same in 16
+        while cards:
+            ready = [n for n, c in cards.items() if c["about"].get("teacher", None) in (None, *sha)]
+            if not ready:
+                raise SystemExit(f"The teacher of {', '.join(cards)} is not among what is shipped.")
+            for name in ready:
+                card, target = cards.pop(name), made / name
+                tensors, state = read_tensors(found[name] / "model.safetensors")
+                if name != "autoencoder":
+                    tensors = {
+                        k: v.half() if v.is_floating_point() else v for k, v in tensors.items()
+                    }
+                write_tensors(target / "model.safetensors", tensors, state)
+                before = card["sha256"]
+                card["sha256"] = sha256(target / "model.safetensors")
+                sha[before] = card["sha256"]
+                if "teacher" in card["about"]:
+                    card["about"]["teacher"] = sha[card["about"]["teacher"]]
+                write_text(target / "card.json", json.dumps(card, indent=1))
+        write_text(made / "training.json", json.dumps(spent, indent=1) + "\n")  # of all stages
+        write_text(made / "README.md", model_card(recipe, shipped, spent))
+        ship(made)
+
+
+def ship(made: Path) -> None:
+    """What was made of a data set is packed, and takes the place of what was shipped of it."""
+    home = ROOT / made.name
+    kept = [p for p in ROOT.glob("*/**/*") if p.is_file() and home not in p.parents]
+    file = ROOT / "bases.json"
+    bases = json.loads(file.read_text()) if file.exists() else {}
+    bases = {k: v for k, v in bases.items() if k.partition("/")[0] != made.name} | pack(made)
+    new = [path for path in made.rglob("*") if path.is_file()]
+    if large := [path.name for path in new if path.stat().st_size > MOST_FILE]:
         raise SystemExit(f"Too large to ship: {', '.join(large)}.")
-    if sum(sizes.values()) > MOST:
-        raise SystemExit(f"{sum(sizes.values()) / 1e6:.0f} MB in all are too much to ship.")
-    write_text(ROOT / "manifest.json", json.dumps(hashes, indent=1) + "\n")
+    wheel = sum(map(_compressed, [*kept, *new, *(ROOT.parent / "emoji").glob("*")]))
+    if wheel > MOST:
+        raise SystemExit(f"A wheel of {wheel / 1e6:.0f} MB is too much to ship.")
+    hashes = {path.relative_to(ROOT).as_posix(): sha256(path) for path in kept}
+    hashes |= {path.relative_to(made.parent).as_posix(): sha256(path) for path in new}
+    if home.exists():
+        home.rename(made.parent / "before")  # goes with the temporary folder
+    made.rename(home)
+    write_text(file, json.dumps(dict(sorted(bases.items())), indent=1) + "\n")
+    write_text(ROOT / "manifest.json", json.dumps(dict(sorted(hashes.items())), indent=1) + "\n")
 
 
-def _link_copies(hashes: dict[str, str]) -> None:
-    """A large file that lies in an earlier folder too, to the bit, becomes a link to that one."""
-    first: dict[str, Path] = {}
-    for name, known in hashes.items():
-        path = ROOT / name
-        kept = first.setdefault(known, path)
-        if kept != path and not path.is_symlink() and path.stat().st_size > LINKED:
-            path.unlink()
-            path.symlink_to(os.path.relpath(kept, path.parent))
+def pack(home: Path) -> dict[str, str]:
+    """Weights that are near those of another model become the difference: {model: the other}."""
+    cards = {file.parent.relative_to(home).as_posix(): file for file in home.rglob("card.json")}
+    cards = {name: json.loads(cards[name].read_text()) for name in sorted(cards, key=_order)}
+    files = {name: home / name / "model.safetensors" for name in cards}
+    whole = {name: file.read_bytes() for name, file in files.items()}
+    known, before, bases = {card["sha256"]: name for name, card in cards.items()}, "", {}
+    for name, card in cards.items():
+        base = known.get(card["about"].get("teacher"))
+        if "/" in name and before.partition("/")[0] == name.partition("/")[0]:
+            base = before  # the student of twice the steps, or more
+        before = name
+        if base is None:
+            continue
+        stored = difference(whole[name], whole[base])
+        if whole[name] == whole[base]:
+            files[name].unlink()
+        elif len(zlib.compress(stored)) < WORTH * len(zlib.compress(whole[name])):
+            files[name].write_bytes(stored)
+        else:
+            continue
+        bases[f"{home.name}/{name}"] = f"{home.name}/{base}"
+    return bases
 
 
-def _as_stock(folder: Path, data, about: dict) -> None:
-    """A student's folder becomes one of stock diffusers, in 16 bits, with its card beside.
-
-    `pretrained` puts its weights together again, to the same file.
-    """
-    student = load(folder)
-    text = TextEncoder(data.text.tokenizer, student.net.text)
-    export(student, folder, vae=data.vae, text=text, about=about)
-    for file in folder.glob("*/*.safetensors"):
-        save_file({k: v.half() for k, v in load_file(file).items()}, file, {"format": "pt"})
-    (folder / "model.safetensors").unlink()
+def _compressed(path: Path) -> int:
+    return len(zlib.compress(path.read_bytes())) if path.is_file() else 0
 
 
 def _order(name: str) -> tuple:
     """As they were trained: by stage, then from many steps down."""
     part, _, student = name.partition("/")
     steps = int(student.removeprefix("steps-") or 0)
-    return ORDER.index(part), -steps
-
-
-def about_of(card: dict) -> dict:
-    """What the card of a pipeline says about how it was made."""
-    about = {"recipe": as_recipe(card["recipe"]).name, "updates": card["about"]["updates"]}
-    return about | {"minutes": card["minutes"], "teacher": card["about"]["teacher"]}
+    return ORDER.index(part) if part in ORDER else len(ORDER), part, -steps
 
 
 LICENCES = {
@@ -136,13 +145,13 @@ def model_card(recipe, shipped: list[str], spent: dict[str, dict]) -> str:
         f"{'yes' * (name in shipped)} |"
         for name, one in spent.items()
     ]
-    stock = "- *Without this package*: `DiffusionPipeline.from_pretrained` opens each folder of\n"
-    stock = stock + "  `stage-two/`.\n" if recipe.autoencoder else ""
     return f"""# {recipe.dataset}: models that come with cfgdistill
 
 Trained from scratch with this package, after "On Distillation of Guided Diffusion Models" (Meng et
-al., CVPR 2023). Weights are in half precision, those of autoencoders in single. Made by
-[`make_pretrained.py`](../../make_pretrained.py); `../manifest.json` has the sha256 of every file.
+al., CVPR 2023). Weights are in half precision, those of autoencoders in single. Models that
+`../bases.json` names are stored as the bits that differ from another one's: use them by name.
+Made by [`make_pretrained.py`](../../make_pretrained.py); `../manifest.json` has the sha256 of every
+file.
 
 | model | updates | minutes | CPU cores | in this folder |
 | --- | --- | --- | --- | --- |
@@ -154,7 +163,9 @@ al., CVPR 2023). Weights are in half precision, those of autoencoders in single.
 - *Guidance*: students take w in [{recipe.w_min:g}, {recipe.w_max:g}].
 - *Results*: the tables in the project's README, from `../results.json`.
 - *Use*: `python -m cfgdistill sample {recipe.dataset}/{first} --w 1`. Notebooks find them.
-{stock}- *Not for*: anything but learning how distillation works. They are small.
+- *Without this package*: `python -m cfgdistill export {recipe.dataset}/{first} --to FOLDER`
+  writes a folder that stock diffusers opens.
+- *Not for*: anything but learning how distillation works. They are small.
 """
 
 
