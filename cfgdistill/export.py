@@ -5,16 +5,21 @@ guidance_scale - 1 = w to `timestep_cond` and evaluate it once per step.
 """
 
 import json
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.encoders import TextEncoder, VAEEncoder
 from cfgdistill.schedules import Schedule
-from cfgdistill.unets import TIMESTEPS, ClassUNet, TextUNet
+from cfgdistill.unets import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
 
-CLASS_PIPELINE = Path(__file__).with_name("class_pipeline.py")
+MADE_WITH = (
+    'Made with cfgdistill after "On Distillation of Guided Diffusion Models" (Meng et al., CVPR '
+    "2023)."
+)
 
 
 def stock_scheduler(schedule: Schedule):
@@ -48,6 +53,9 @@ def export(
     A text student needs its autoencoder and its text encoder, and becomes a
     StableDiffusionPipeline. A class-conditional student of pixels becomes a pipeline of its own,
     whose code lies in the folder. `about` (JSON) goes into the model card: data, cost, results.
+
+    The folder is new, empty or an earlier export, which is replaced when all is written: OSError
+    where anything else lies in it, or where there is no room.
     """
     if student.w_range is None or student.sampler not in (None, "ddim"):
         raise ValueError(
@@ -64,16 +72,72 @@ def export(
             f"This network counts {student.net.timesteps} time steps and the stock scheduler "
             f"{TIMESTEPS}: distil a teacher that does too, such as stable_diffusion.v_teacher."
         )
-    folder = Path(folder)
     scheduler = stock_scheduler(student.schedule)
     if isinstance(student.net, TextUNet):
-        _text_pipeline(student, scheduler, vae, text).save_pretrained(folder)
+        pipeline = _text_pipeline(student, scheduler, vae, text)
     elif isinstance(student.net, ClassUNet):
-        _save_class_pipeline(student, scheduler, class_names, folder)
+        pipeline = _class_pipeline(student, scheduler, class_names)
     else:
         raise ValueError("Only image models can be exported, not those of points.")
-    (folder / "README.md").write_text(model_card(student, about or {}))
+    card = model_card(student, about or {}, class_names)
+    from safetensors import SafetensorError
+
+    folder = Path(folder)
+    try:
+        _write(pipeline, card, folder.absolute())
+    except FileExistsError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{folder} could not be written ({error}); what was there before is untouched. Free "
+            "some space, or choose another folder."
+        ) from error
     return folder
+
+
+def _write(pipeline, card: str, folder: Path) -> None:
+    """Everything beside, then in its place: a reader never sees half a pipeline."""
+    there = folder.exists()
+    if not there:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    before = {p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir()}
+    readme = folder / "README.md"
+    ours = readme.exists() and MADE_WITH in readme.read_text(encoding="utf-8", errors="replace")
+    with TemporaryDirectory(dir=folder if there else folder.parent, suffix=".tmp") as beside:
+        made = Path(beside) / "made"
+        pipeline.save_pretrained(made)
+        if hasattr(pipeline, "tokenizer"):
+            _as_others_know_it(made, pipeline.tokenizer)
+        (made / "README.md").write_text(card, encoding="utf-8")
+        files = {p.relative_to(made): p for p in made.rglob("*") if p.is_file()}
+        others = before - files.keys() if ours else before
+        if others:
+            raise FileExistsError(
+                f"{folder} is neither empty nor an earlier export: it holds {min(others)}. "
+                "Choose another folder."
+            )
+        for file in files.values():  # safetensors makes files that only their owner may read
+            file.chmod((made / "README.md").stat().st_mode)
+        if not there:
+            made.rename(folder)
+            return
+        for name, file in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.replace(file, folder / name)
+
+
+def _as_others_know_it(folder: Path, tokenizer) -> None:
+    """The text encoder's keys and the vocabulary's files as in every public Stable Diffusion.
+
+    transformers 5.6 and later write neither, and read both.
+    """
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    if not any(key.startswith("text_model.") for key in tensors):
+        save_file({f"text_model.{k}": v for k, v in tensors.items()}, file, {"format": "pt"})
+    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json, merges.txt
 
 
 def _text_pipeline(student, scheduler, vae, text):
@@ -95,41 +159,87 @@ def _text_pipeline(student, scheduler, vae, text):
     )
 
 
-def _save_class_pipeline(student, scheduler, class_names, folder):
-    student.net.unet.save_pretrained(folder / "unet")
-    scheduler.save_pretrained(folder / "scheduler")
-    (folder / "class_pipeline.py").write_text(CLASS_PIPELINE.read_text())
-    index = {
-        "_class_name": ["class_pipeline", "ClassConditionalPipeline"],
-        "_diffusers_version": "0.39.0",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "class_names": list(class_names),
-        "patch": student.net.patch,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+def _class_pipeline(student, scheduler, class_names):
+    from cfgdistill.class_pipeline import ClassConditionalPipeline
+
+    return ClassConditionalPipeline(
+        student.net.unet,
+        scheduler,
+        steps=student.steps,
+        w_range=student.w_range,
+        class_names=class_names,
+        patch=student.net.patch,
+    )
 
 
-def model_card(student: Denoiser, about: dict) -> str:
-    """What a user must know: steps, w range, and what this pipeline does not do."""
+def model_card(student: Denoiser, about: dict, class_names: tuple[str, ...] = ()) -> str:
+    """What a user must know: how it is called, and what this pipeline does not do."""
     low, high = student.w_range
+    scale = 1 + min(max(1.0, low), high)
     steps = f"exactly {student.steps}" if student.steps else "any number of"
-    text = isinstance(student.net, TextUNet)
+    text, lora = isinstance(student.net, TextUNet), isinstance(student.net, LoraUNet)
+    call = f"num_inference_steps={student.steps or 16}, guidance_scale={scale:g}"
+    licence = "other\nlicense_name: same-as-base-model" if lora else "unknown"
     lines = [
         "---",
         "library_name: diffusers",
+        f"license: {licence}",
+        *([f"base_model: {json.dumps(student.net.base)}"] if lora else []),
         f"tags: [{'text-to-image' if text else 'unconditional-image-generation'}, distillation]",
         "---",
         "# A distilled, guided diffusion model",
         "",
-        'Made with cfgdistill after "On Distillation of Guided Diffusion Models" (Meng et al., CVPR 2023).',  # noqa: E501
+        "```python",
+        "from diffusers import DiffusionPipeline",
+        "",
+        'folder = "."  # where this file lies',
+    ]
+    if text:
+        lines += [
+            "pipe = DiffusionPipeline.from_pretrained(folder)",
+            f'image = pipe("red heart", {call}).images[0]',
+            "```",
+            "",
+            "The pipeline's own defaults, 50 steps and `guidance_scale` 7.5, are not this model's.",
+        ]
+    else:
+        label = repr(class_names[0]) if class_names else "0"
+        lines += [
+            "pipe = DiffusionPipeline.from_pretrained(",
+            "    folder, custom_pipeline=folder, trust_remote_code=True",
+            ")",
+            f"image = pipe([{label}], {call}).images[0]",
+            "```",
+            "",
+            "`class_pipeline.py` in this folder is the code that is trusted there. Steps and "
+            "guidance may be left out.",
+        ]
+    lines += [
+        "",
+        MADE_WITH,
         "",
         f"- **Steps**: {steps} (`num_inference_steps`), one network evaluation each.",
         f"- **Guidance**: w in [{low:g}, {high:g}], that is `guidance_scale` = 1 + w in "
         f"[{1 + low:g}, {1 + high:g}]; the weight is an input of the network.",
-        "- **Negative prompts have no effect**: there is no second evaluation to put them in.",
+    ]
+    if text:
+        lines += [
+            "- **Negative prompts have no effect**: there is no second evaluation to put them in.",
+            "- **No safety checker**: this pipeline has none, whatever its base came with. Look at "
+            "what it draws before you show it to others.",
+        ]
+    else:
+        names = f": {', '.join(class_names)}" if class_names else ""
+        lines += [f"- **Classes**: 0 to {student.num_classes - 1}{names}."]
+    lines += [
         f"- **Scheduler**: DDIM, trailing spacing on {TIMESTEPS} training steps, v-prediction, "
         "zero terminal SNR. Keep the one that comes with it.",
+        "- **Licence**: "
+        + (
+            "the weights contain those of the base model, so its licence holds for them."
+            if lora
+            else "whoever trained the model says which; the data's own licence is to be heeded."
+        ),
         "",
         "## How it was made",
         "",

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import CAPTIONS, TINY, Wave, tiny_mlp, tiny_text_student, with_w
+from safetensors import SafetensorError
 
 from cfgdistill import Denoiser, ddim, last
 from cfgdistill.encoders import build_text_encoder
-from cfgdistill.export import export, stock_scheduler
+from cfgdistill.export import _class_pipeline, export, stock_scheduler
 from cfgdistill.schedules import CosineSchedule
 from cfgdistill.unets import build_text_unet, build_unet
 
@@ -54,7 +55,16 @@ def text_student(tmp_path_factory):
     return folder, student, text, vae
 
 
-SAMPLE = """
+# The code in the card, which comes before all else there, draws a picture.
+CARD = """
+card = open("README.md").read()
+assert card.index("```python") < card.index("Made with")
+exec(card.split("```python")[1].split("```")[0])
+assert image.size[0] >= 8
+"""
+
+SAMPLE = (
+    """
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(folder)
 pipe.set_progress_bar_config(disable=True)
@@ -71,6 +81,8 @@ for steps in (1, 2, 4, 8):
                    output_type="latent", **how).images
     result[str(steps)] = [latents.tolist(), pixels.tolist(), len(calls), nothing.tolist()]
 """
+    + CARD
+)
 
 
 def test_stock_diffusers_makes_the_same_latents_and_images_with_one_call_per_step(text_student):
@@ -124,6 +136,8 @@ def test_the_card_says_what_a_user_must_know(text_student):
         "v-prediction",
         '- data: "three captions"',
         "text-to-image",
+        "No safety checker",
+        "license: unknown",
     ):
         assert fact in card
 
@@ -131,31 +145,110 @@ def test_the_card_says_what_a_user_must_know(text_student):
 # ---- class labels -------------------------------------------------------------------------------
 
 
-CLASSES = """
+CLASSES = (
+    """
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
 calls = []
 pipe.unet.register_forward_hook(lambda *a: calls.append(1))
 z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-latents = pipe([3, 5, 7], latents=z, num_inference_steps=4, guidance_scale=3.0,
-               output_type="latent").images
-image = pipe([3], num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
+latents = pipe([3, 5, 7], latents=z, guidance_scale=3.0, output_type="latent").images
+image = pipe("3", generator=torch.Generator().manual_seed(0)).images[0]
 result = [latents.tolist(), len(calls), list(image.size), image.mode]
+refused = []
+for given in ({"num_inference_steps": 8}, {"guidance_scale": 0}, {"guidance_scale": 5.5},
+              {"class_labels": [10]}, {"class_labels": [-1]}, {"class_labels": ["cat"]}):
+    try:
+        pipe(**{"class_labels": [0], **given})
+    except ValueError as error:
+        refused.append(str(error))
+result.append(refused)
+again = folder + "/again"
+pipe.save_pretrained(again)
+same = DiffusionPipeline.from_pretrained(again, custom_pipeline=again, trust_remote_code=True)
+same.set_progress_bar_config(disable=True)
+kept = same([3, 5, 7], latents=z, guidance_scale=3.0, output_type="latent").images
+result.append(torch.equal(kept, latents))
 """
+    + CARD
+)
 
 
 @pytest.mark.parametrize("patch", [1, 2])
-def test_class_students_carry_their_pipeline_with_them(tmp_path, patch):
+def test_class_students_carry_their_pipeline_and_what_it_may_be_asked_with_them(tmp_path, patch):
     recipe = replace(TINY, patch=patch)
     student = with_w(build_unet(recipe, channels=1, size=8, num_classes=10), 4.0).for_steps(4)
     folder = export(student, tmp_path, class_names=tuple("0123456789"))
-    latents, calls, size, mode = stock(folder, CLASSES)
+    latents, calls, size, mode, refused, same = stock(folder, CLASSES)
     z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     ours = last(ddim(student, z, 4, torch.tensor([3, 5, 7]), 2.0))
     torch.testing.assert_close(torch.tensor(latents), ours, atol=1e-4, rtol=0)
-    assert (calls, size, mode) == (8, [8, 8], "L")
+    assert (calls, size, mode, same) == (8, [8, 8], "L", True)
+    assert refused == [
+        "This network was distilled for num_inference_steps=4, not 8: leave it out.",
+        *(f"This network has learnt guidance_scale from 1 to 5, not {w}." for w in ("0", "5.5")),
+        *(
+            f"There is no class {label}: pass numbers from 0 to 9, or of {', '.join('0123456789')}."
+            for label in ("10", "-1", "'cat'")
+        ),
+    ]
     assert "exactly 4" in (folder / "README.md").read_text()
+
+
+def test_the_default_guidance_is_one_that_was_learnt():
+    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=10), 4.0)
+    student.w_range = (2.0, 4.0)
+    pipe = _class_pipeline(student, stock_scheduler(student.schedule), ())
+    pipe.set_progress_bar_config(disable=True)
+    how = dict(latents=torch.randn(2, 1, 8, 8), num_inference_steps=2, output_type="latent")
+    assert torch.equal(pipe([1, 2], **how).images, pipe([1, 2], guidance_scale=3.0, **how).images)
+
+
+# ---- what is written, and where ------------------------------------------------------------------
+
+
+def test_the_text_encoder_is_written_as_in_every_public_stable_diffusion(text_student):
+    from safetensors import safe_open
+
+    with safe_open(text_student[0] / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(key.startswith("text_model.") for key in file.keys())  # noqa: SIM118
+    names = {path.name for path in (text_student[0] / "tokenizer").iterdir()}
+    assert {"tokenizer.json", "vocab.json", "merges.txt"} <= names
+    vocab = json.loads((text_student[0] / "tokenizer" / "vocab.json").read_text())
+    assert vocab == text_student[2].tokenizer.get_vocab()
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path):
+    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=10), 4.0)
+    folder = export(student, tmp_path / "x", about={"take": 1})
+    export(student, folder, about={"take": 2})
+    assert "take: 2" in (folder / "README.md").read_text()
+    assert {path.stat().st_mode & 0o044 for path in folder.rglob("*") if path.is_file()} == {0o044}
+    (folder / "mine.txt").write_text("keep")
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "README.md").write_text("somebody's")
+    for other, name in ((folder, "mine.txt"), (tmp_path / "y", "README.md")):
+        before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+        with pytest.raises(FileExistsError, match=f"it holds {name}. Choose another folder"):
+            export(student, other)
+        assert before == {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=10), 4.0)
+    folder = export(student, tmp_path / "x", about={"take": 1})
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*given, **named):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("diffusers.models.modeling_utils.safetensors.torch.save_file", full)
+    for place in (folder, tmp_path / "new"):
+        with pytest.raises(OSError, match="could not be written .*No space left.*untouched"):
+            export(student, place, about={"take": 2})
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "take: 1" in (folder / "README.md").read_text()
 
 
 # ---- the schedule, and what is refused ----------------------------------------------------------
