@@ -28,11 +28,19 @@
 # - write the DDIM step as a rotation, and invert it,
 # - see why a schedule that does not end in pure noise spoils a one-step student.
 #
-# **You need** notebook 00 for the purpose of it all; sine and cosine for the rest.
+# **You need** [notebook 00](00_two_dimensions.ipynb) for motivation; sine and cosine for the rest.
 #
-# | profile | hardware | time |
+# | profile | hardware | time to run |
 # | --- | --- | --- |
 # | all of them | any CPU | seconds; with `dataset = "cifar10"` also the download |
+#
+# Allow about 45 minutes to read it.
+#
+# **Sources.** The prediction $v$ and the loss weightings are from
+# [Salimans & Ho](https://arxiv.org/abs/2202.00512), the sampler is [DDIM](https://arxiv.org/abs/2010.02502), the cosine
+# schedule goes back to [Nichol & Dhariwal](https://arxiv.org/abs/2102.09672), and section 7 follows
+# [Lin et al.](https://arxiv.org/abs/2305.08891) "The paper" is
+# [Meng et al.](https://arxiv.org/abs/2210.03142), as everywhere in this course.
 
 # %%
 import importlib.util
@@ -68,8 +76,9 @@ seed = 0
 #
 # $$z_t = \alpha_t x + \sigma_t \varepsilon, \qquad \alpha_t^2 + \sigma_t^2 = 1 .$$
 #
-# Why must the squares add up to one? If the pixels have variance near one, as the noise has, then $z_t$ has
-# variance near one at every $t$, and a network always sees inputs of the same size. A **schedule**
+# Why must the squares add up to one? If the pixels had mean square one, as the noise has, then so would $z_t$
+# at every $t$, and the network would always see inputs of the same size. (Pixels in $[-1, 1]$ come close enough. The
+# next cell prints their root mean square.) A **schedule**
 # says how fast $\alpha$ falls. The cosine schedule of this course is
 # $\alpha_t = \cos(\tfrac{\pi}{2} t)$, $\sigma_t = \sin(\tfrac{\pi}{2} t)$. (In the code `per_example(t, x)` gives every example of a
 # batch the same time. In training, each gets its own.)
@@ -90,12 +99,17 @@ def noised(x, eps, t):
 
 for t in (0.0, 0.3, 0.7, 1.0):
     torch.testing.assert_close(noised(x, eps, t), schedule.add_noise(x, eps, per_example(t, x)))
+rms = {"x": x, "z at t = 0.5": noised(x, eps, 0.5), "eps": eps}
+print(
+    "root mean square:",
+    {name: round(a.square().mean().sqrt().item(), 2) for name, a in rms.items()},
+)
 
 # %% [markdown]
 # **How much noise can you read through?** One row per time, the same noise in all rows.
 
 # %%
-fig, axes = figure(6, 1, width=6.2, height=5.6)
+fig, axes = figure(6, 1, width=7.6, height=6.8)
 for axis, t in zip(axes, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), strict=True):
     draw_images(axis, noised(x, eps, t), len(x), f"t = {t:g}")
 alt = "One image of each class at six times. Clear at t = 0, readable with effort at t = 0.4, mere noise at t = 0.8 and beyond."
@@ -103,8 +117,9 @@ show(fig, alt=alt)
 
 # %% [markdown]
 # With the first row in mind you can name most images up to about $t = 0.4$; from $t = 0.8$ on they look alike to us. (To be shown, values outside
-# $[-1, 1]$ are cut off. The model sees them whole.) What is decided early in sampling, at large $t$,
-# is therefore what the image shows; what is decided late is how it looks in detail.
+# $[-1, 1]$ are cut off. The model sees them whole.) That is what *we* can read. When a sampler makes up its mind is
+# another question: to answer it, one lets two walks part at some $t$ and looks at how different they end. Exercise 5
+# does that with the teacher of notebook 02.
 #
 # ## 2. Four ways to say how noisy
 #
@@ -127,8 +142,9 @@ axes[0].legend(frameon=False, loc="lower center", fontsize=12)
 axes[1].plot(t, schedule.logsnr(t), color=COLORS[2])
 axes[2].plot(t, schedule.angle(t), color=COLORS[3])
 axes[2].set_yticks([0, torch.pi / 4, torch.pi / 2], ["0", r"$\pi/4$", r"$\pi/2$"])
-for axis, title in zip(axes, ("signal and noise", "logsnr", "angle"), strict=True):
-    axis.set(title=title, xlabel="t")
+names = (r"$\alpha_t$ and $\sigma_t$", "logsnr", r"$\phi$ in radians")
+for axis, title, name in zip(axes, ("signal and noise", "logsnr", "angle"), names, strict=True):
+    axis.set(title=title, xlabel="t", ylabel=name)
 alt = "Against t: alpha falls from 1 to 0 and sigma rises from 0 to 1 like cosine and sine; logsnr falls from 20 to -20, steeply at both ends; the angle is a straight line from 0 to pi/2."
 show(fig, alt=alt)
 
@@ -149,9 +165,9 @@ show(fig, alt=alt)
 #
 # $$x = \alpha z - \sigma v, \qquad \varepsilon = \sigma z + \alpha v .$$
 #
-# (Insert $z$ and $v$ and use $\alpha^2 + \sigma^2 = 1$ to check it.)
+# (Substitute $z$ and $v$ and use $\alpha^2 + \sigma^2 = 1$ to check it.)
 #
-# **How do $x$, $\varepsilon$, $z$ and $v$ lie to each other?**
+# **How are $x$, $\varepsilon$, $z$ and $v$ arranged?**
 
 # %%
 phi, d = torch.tensor(0.95), torch.tensor(-0.5)
@@ -179,7 +195,8 @@ show(fig, alt=alt)
 
 # %% [markdown]
 # The projections of $z_t$ on the two axes are $\alpha_t$ and $\sigma_t$, and $v$ (drawn shorter than it is) is the
-# tangent, pointing from data to noise. $z_s$ is a less noisy point on the same circle: the same radius, a smaller angle. We come back to it in section 6.
+# tangent, pointing from data to noise. At $t = 0$ it says $\varepsilon$, at $t = 1$ it says $-x$: always the part that $z_t$
+# does not show. $z_s$ is a less noisy point on the same circle: the same radius, a smaller angle. We come back to it in section 6.
 #
 # ## 4. Three predictions, one piece of knowledge
 #
@@ -258,8 +275,11 @@ show(fig, alt=alt)
 # - From $v$, no error ever grows: the factors are $\sigma$ and $\alpha$, a sine and a cosine. At $t = 1$ it says $-x$, and at
 #   $t = 0$ it says $\varepsilon$: always the part that $z_t$ does not show.
 #
-# A sampler with 1000 small steps hardly visits $t = 1$, and forgives an $\varepsilon$-prediction. A one-step student lives at $t = 1$ and nowhere else.
-# That is why this course predicts $v$.
+# A sampler with 1000 small steps hardly visits $t = 1$, and forgives an $\varepsilon$-prediction. A one-step student lives at $t = 1$ and nowhere else,
+# which rules $\varepsilon$ out. It does not rule out $x$: at $t = 1$, $v$ is $-x$, so for a one-step student the two are the same. What speaks against $x$ is
+# the other end. Its $\varepsilon$ explodes at $t = 0$, which is where an *encoder*, a walk from data up to noise, begins
+# ([notebook 06](06_encoders_and_style_transfer.ipynb)). And a teacher that learns to predict $x$ turns out worse on our digits
+# ([notebook 07](07_evaluation.ipynb) trains one of each). So this course predicts $v$.
 #
 # ## 5. The same loss, three weights
 #
@@ -271,7 +291,7 @@ show(fig, alt=alt)
 # \|\Delta v\|^2 = \frac{1}{\sigma^2} \|\Delta x\|^2 = (\mathrm{SNR} + 1) \cdot \|\Delta x\|^2 .$$
 #
 # So each is the loss of $x$ with a **weighting** $\omega$ that depends on $t$ alone. All of them have the same best answer at
-# each $t$; they differ in which $t$ they care about. A third choice, *truncated SNR*
+# each $t$; they differ in which $t$ they care about. A fourth choice, *truncated SNR*
 # $\max(\mathrm{SNR}, 1)$, takes the larger of the $x$ and the $\varepsilon$ error, so that no $t$ is forgotten.
 
 # %%
@@ -282,9 +302,9 @@ mse = {
     kind: (getattr(pred, kind) - getattr(true, kind)).square().mean() for kind in ("x", "eps", "v")
 }
 ratio = (alpha[0] / sigma[0]) ** 2
-print(f"SNR at t = 0.3: {ratio:.4f}")
-print(f"eps error / x error: {mse['eps'] / mse['x']:.4f}")
-print(f"v error / x error: {mse['v'] / mse['x']:.4f}")
+print(f"SNR at t = 0.3: {ratio:.3f}")
+print(f"eps error / x error: {mse['eps'] / mse['x']:.3f}")
+print(f"v error / x error: {mse['v'] / mse['x']:.3f}")
 
 # %% [markdown]
 # **Which times does each loss care about?** On the left the weight on the $x$ error. On the right the same three as weights
@@ -312,22 +332,22 @@ show(fig, alt=alt)
 
 # %% [markdown]
 # Near $t = 0$ the three agree. Near $t = 1$ the $\varepsilon$ loss does not care at all, and that is where a student of few steps does
-# its work; the other two do. Truncated SNR and SNR + 1 never differ by more than a factor of two. The package uses
+# its work; the other two losses do care. Truncated SNR and SNR + 1 never differ by more than a factor of two. The package uses
 # SNR + 1, the plain $v$ error, unless told otherwise.
 #
 # ## 6. A step of the sampler is a rotation
 #
 # A DDIM step takes the predictions at $t$ and mixes them for $s$: $z_s = \alpha_s x + \sigma_s \varepsilon$. On the circle this can only be
-# a turn, by $d = \phi_s - \phi_t$ (negative on the way down to data). Insert $x = \alpha_t z_t - \sigma_t v$ and
-# $\varepsilon = \sigma_t z_t + \alpha_t v$, and the addition theorems of sine and cosine leave
+# a turn, by $d = \phi_s - \phi_t$ (negative on the way down to data). Substitute $x = \alpha_t z_t - \sigma_t v$ and
+# $\varepsilon = \sigma_t z_t + \alpha_t v$, and the angle-addition formulas give
 #
 # $$z_s = \cos(d)\, z_t + \sin(d)\, v .$$
 #
 # The step is linear in $v$. So if somebody tells you where a step **landed**, you can say which $v$ made it:
 #
-# $$v = \frac{z_s - \cos(d)\, z_t}{\sin(d)} .$$
+# $$\tilde v = \frac{z_s - \cos(d)\, z_t}{\sin(d)} .$$
 #
-# This small inverse is the heart of progressive distillation: let a teacher walk any way it likes from $z_t$ to $z_s$, then
+# We write $\tilde v$ for such an *implied* $v$, as notebook 00 wrote $\tilde x$ for the implied $x$. This small inverse is the heart of progressive distillation: let a teacher walk any way it likes from $z_t$ to $z_s$, then
 # ask which single step would have done the same. Note what is *not* there: no division by $\alpha$ or $\sigma$, so it holds
 # at $t = 1$, at $t = 0$ and in both directions.
 
@@ -367,13 +387,14 @@ print(f"cosine:        alpha_1 = {schedule.alpha_sigma(end)[0].item():.4f}")
 t = torch.linspace(0, 1, 201)
 generator = torch.Generator().manual_seed(seed)
 average_eps = sum(torch.randn(x.shape, generator=generator) for _ in range(2000)) / 2000
-fig, axes = figure(1, 3, width=9.4, height=2.7, gridspec_kw={"width_ratios": [1.3, 1, 1]})
+fig, axes = figure(1, 3, width=10.5, height=3.0, gridspec_kw={"width_ratios": [1.1, 1, 1]})
 both = {"cosine": (schedule, "-", axes[1]), "scaled-linear": (table, "--", axes[2])}
 for name, (each, style, axis) in both.items():
     axes[0].plot(t, each.logsnr(t), style, label=name)
     left = each.add_noise(x, average_eps, per_example(1.0, x)) / 0.068
-    draw_images(axis, left, 5, f"{name}: what is left at t = 1")
-axes[0].set(title="logsnr", xlabel="t")
+    draw_images(axis, left[:9], 3)
+    axis.set_title(f"{name}:\nwhat is left at t = 1")
+axes[0].set(title="two schedules", xlabel="t", ylabel="logsnr")
 axes[0].legend(frameon=False)
 alt = "logsnr against t: both schedules fall from 20; scaled-linear stops near -5, where cosine goes on to -20. Averages of noised images at t = 1: mere noise for cosine, clearly visible images for the other."
 show(fig, alt=alt)
@@ -404,24 +425,31 @@ alt = "Histograms of the projection on the image for pure noise and for z_1 of t
 show(fig, alt=alt)
 
 # %% [markdown]
-# With 8 x 8 digits the two overlap almost completely: a shift of 0.4 is hard to notice. With 64 x 64 pixels the shift is 3.4, and
-# a network can hardly miss it. So in training it learns to *read* the image off $z_1$. In sampling we hand it pure noise, an
-# input of a kind that it has never seen, with nothing to read.
+# With 8 x 8 digits the two overlap almost completely: a shift of 0.4 is hard to notice. With 64 x 64 pixels the shift is 3.4.
+# The enlarged digit has the same content as the small one, but each pixel comes 64 times, each time with noise of its
+# own: averaged, that is a 64th of the noise variance. **The same schedule is less noisy at a higher resolution**
+# ([Hoogeboom et al.](https://arxiv.org/abs/2301.11093)).
+#
+# We have projected on the very image that is there, which is the best case. A network does not know which image to look
+# for, but it need not: some coarse properties that all the pixels share, such as the mean brightness, are enough to tell the
+# two apart, and it has all of training to find them. So it learns to *read* something off $z_1$. In sampling we hand it pure
+# noise, an input of a kind that it has never seen, with nothing to read.
 #
 # A sampler with many steps has time to recover from a bad first step. A student of one or two steps has not: $t = 1$ is where all
 # of its work is done, and it was taught there on inputs that give the answer away. Hence two rules, which belong together: **let the
 # schedule end at $\alpha_1 = 0$, and predict $v$**, since an $\varepsilon$-prediction says nothing there (section 4). The cosine schedule
-# does the first, and small images forgive a lot; with Stable Diffusion one has to see to it.
+# does the first, and small images forgive a lot; with Stable Diffusion you have to enforce both.
 #
 # ## 8. Two conventions for guidance
 #
-# The last trap is a matter of names, and a constant source of bugs. The paper, and this course, write
+# The last trap is a matter of names, and a constant source of bugs. [Ho & Salimans](https://arxiv.org/abs/2207.12598), the paper,
+# and this course write
 #
 # $$(1 + w)\, \text{cond} - w\, \text{uncond}, \qquad w = 0: \text{no guidance.}$$
 #
-# diffusers and others write $\text{uncond} + g\, (\text{cond} - \text{uncond})$ with a `guidance_scale` $g$, and there 1 is no guidance. Sort the
-# terms and you find $g = 1 + w$. We say $w$ everywhere and convert at the border. And since $x$, $\varepsilon$ and $v$ are linear in
-# each other once $z$ is fixed, it does not matter in which of them one guides.
+# diffusers and others write $\text{uncond} + g\, (\text{cond} - \text{uncond})$ with a `guidance_scale` $g$, and there 1 is no guidance. Collect
+# terms and you find $g = 1 + w$. We say $w$ everywhere and convert at the boundary. And since $x$, $\varepsilon$ and $v$ are affine in
+# each other once $z$ is fixed, and the weights $1 + w$ and $-w$ add up to one, it does not matter in which of them one guides.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -444,13 +472,16 @@ print("guiding in x or in v is the same:", torch.allclose(in_v.x, guide(a.x, b.x
 #    `torch.sigmoid(logsnr).sqrt()` as $\alpha$; which sigmoid is $\sigma^2$?*
 # 2. **Zero terminal SNR.** Repair the table: shift $\sqrt{\bar\alpha}$ (the square root of `alphas_cumprod`) so that its last entry
 #    is 0, scale it so that its first entry is what it was, and square it. Draw the last two figures again. *Hint: one line,
-#    $(a - a_T) \cdot a_1 / (a_1 - a_T)$. What must now not be predicted at $t = 1$?*
+#    $(a - a_T) \cdot a_1 / (a_1 - a_T)$. Which prediction type can no longer be used?*
 # 3. **The other target.** Papers on progressive distillation write the target for $x$,
 #    $\tilde x = (z_s - \tfrac{\sigma_s}{\sigma_t} z_t) / (\alpha_s - \tfrac{\sigma_s}{\sigma_t} \alpha_t)$. Show that it is $\alpha_t z_t - \sigma_t \tilde v$
-#    with our $\tilde v$: first with numbers, then on paper. *Hint: multiply above and below by $\sigma_t$ and look for $\sin(\phi_t - \phi_s)$.*
+#    with our $\tilde v$: first with numbers, then on paper. *Hint: multiply numerator and denominator by $\sigma_t$ and look for $\sin(\phi_t - \phi_s)$.*
 # 4. **Is $v$ really perpendicular to $z$?** Compute the cosine of the angle between $z_t$ and $v$ for the images above. Why is it not
 #    exactly 0, although the circle says so? *Hint: the picture takes $x$ and $\varepsilon$ as perpendicular and equally long.
 #    How true is that with these pixels?*
+# 5. **When does a sampler make up its mind?** (After notebook 02.) Take the teacher down to $t = 0.7$ in small steps, add a little
+#    fresh noise, $0.1\, \varepsilon'$, to its $z_t$, and walk on from both points. How far apart are the two samples? And if they part at
+#    $t = 0.2$? *Hint: the loop of `sample_from_scratch` in notebook 02, with another start and another first $z$.*
 #
 # ## What to try next
 #
