@@ -81,36 +81,56 @@ MODELS = {
 
 # ---- the walk ----------------------------------------------------------------------------------
 
+# `python -m cfgdistill` in forks of a process that has done most of the imports.
+FORK = """
+import json, os, runpy, sys
+import cfgdistill.stages, sklearn.datasets
+for words in json.loads(sys.argv[1]):
+    if not (child := os.fork()):
+        os.dup2(os.open(f"{words[0]}.out", os.O_WRONLY | os.O_CREAT), 1)
+        sys.argv = ["cfgdistill", *words]
+        runpy.run_module("cfgdistill", run_name="__main__")
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def in_processes(commands, where) -> dict:
+    """{verb: its one JSON} of commands that each have a process, where nothing else is said."""
+    given = json.dumps([[*map(str, words)] for words in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, given],
+        capture_output=True,
+        text=True,
+        cwd=where,
+        env={**os.environ, "CI": "1"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return {words[0]: json.loads((where / f"{words[0]}.out").read_text()) for words in commands}
+
 
 def test_train_distill_sample_evaluate_in_processes_of_their_own_print_json_and_nothing_else(
     tmp_path,
 ):
-    def command(*arguments):
-        answer = subprocess.run(
-            [sys.executable, "-m", "cfgdistill", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "CI": "1"},
-        )
-        assert answer.returncode == 0, answer.stderr
-        assert answer.stderr == ""
-        return json.loads(answer.stdout)
-
     folder = Path("out/digits-smoke")
-    [teacher] = command("train", *SETTINGS)["models"]
+    student = folder / "stage-two" / "steps-2"
+    commands = [
+        ["train", *SETTINGS],
+        ["distill", *SETTINGS],
+        ["sample", student, "--w", 1, "--n", 12, "--to", "four.png"],
+        ["evaluate", student, "--w", 0, 3, "--n", 20, "--to", "rows.json"],
+    ]
+    results = in_processes(commands, tmp_path)
+    [teacher] = results["train"]["models"]
     assert teacher["folder"] == str(folder / "teacher") and teacher["updates"] == 3
-    models = command("distill", *SETTINGS)["models"]
+    models = results["distill"]["models"]
     names = ["stage-one", "stage-two/steps-2", "stage-two/steps-1"]
     assert [m["folder"] for m in models] == [str(folder / name) for name in names]
     for model in [teacher, *models]:
         weights = (tmp_path / model["folder"] / "model.safetensors").read_bytes()
         assert model["sha256"] == hashlib.sha256(weights).hexdigest()
-    student = folder / "stage-two" / "steps-2"
-    drawn = command("sample", student, "--w", 1, "--n", 12, "--to", "four.png")
-    assert drawn == {"file": "four.png", "n": 12, "steps": 2, "nfe": 2, "w": 1.0}
+    assert results["sample"] == {"file": "four.png", "n": 12, "steps": 2, "nfe": 2, "w": 1.0}
     assert (tmp_path / "four.png").read_bytes().startswith(b"\x89PNG")
-    table = command("evaluate", student, "--w", 0, 3, "--n", 20, "--to", "rows.json")
+    table = results["evaluate"]
     assert table == json.loads((tmp_path / "rows.json").read_text())
     assert [(r["w"], r["steps"], r["nfe"]) for r in table["rows"]] == [(0.0, 2, 2), (3.0, 2, 2)]
 
