@@ -330,10 +330,10 @@ for name, (w_power, _, balanced) in trials.items():
     print(f"{name:22s}{told[0]:24.2f}{told[1]:12.2f}{(k * w).sum() / k.sum():24.2f}")
 
 # %% [markdown]
-# At the `laptop` profile: next to nothing. Asked for 0 or for 4, each student delivers the same $w$ to within 0.1. What differs
-# between the runs is *which* $w$, and that is on its way to the best answer of a student that is blind. This is the trap at work:
+# At the `laptop` profile: next to nothing. Whether it is asked for 0 or for 4, each student delivers nearly the same $w$: the
+# difference is 0.2 at most. What differs between the runs is *which* $w$, and that is on its way to the best answer of a student that is blind. This is the trap at work:
 # **the shared weights move to an average $w$ before the input $w$, which starts at zero, is of any use.** Drawing small $w$ more often
-# and balancing the loss do not teach these students about $w$ any sooner. They move the average next to 0, where the student
+# and balancing the loss hardly teach these students about $w$ any sooner. They move the average next to 0, where the student
 # starts and where errors are seen most, and so little is lost until the input is of use.
 #
 # That takes more updates than a trial has. So we also ran trials through to samples: a teacher of 1,500 updates with
@@ -401,7 +401,7 @@ for w, delivered in told.items():
     print(f"asked for w = {w:g}, it delivers {delivered:.2f}")
 
 # %% [markdown]
-# At the `laptop` profile it obeys its dial, and gives too little: 2.4 instead of 3, and 2.7 instead of 4. **And did the faster
+# At the `laptop` profile it obeys its dial, and gives too little: less than 2.5 instead of 3, and less than 3 instead of 4. **And did the faster
 # projection make sense?** The columns of the new layer belong to the features of $w$. How large did each become?
 
 # %%
