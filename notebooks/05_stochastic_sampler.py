@@ -15,16 +15,16 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/05_stochastic_sampler.ipynb)
 #
-# The students of notebook 04 are deterministic: the noise at the start decides everything. The paper has a second
-# sampler, which jumps **twice as far** as it should and then adds noise to come **half the way back**. It needs
-# students of its own, and here they are trained.
+# The students of notebook 04 are deterministic: the noise at the start decides everything. The paper
+# ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)) has a second sampler, which jumps **twice as far** as it should and
+# then adds noise to come **half the way back**. It needs students of its own, and here they are trained.
 #
 # **You will**
 #
 # - write the sampler in a few lines and check that its noise keeps every marginal,
 # - find out at which times, and for which jumps, its students are asked, and derive their targets,
 # - follow the whole chain of halvings, 64 steps to 1, on a Gaussian where every number is known,
-# - distil the students, and compare both kinds in pictures and in numbers. One of them is not always better.
+# - distil the students, and compare both kinds in pictures and in numbers: neither of them is always the better one.
 #
 # **You need** notebook 04 (what you skipped is trained here first).
 #
@@ -61,6 +61,7 @@ from cfgdistill import (
     stochastic,
 )
 from cfgdistill.checkpoints import provenance
+from cfgdistill.config import flag
 from cfgdistill.data import load_data
 from cfgdistill.denoiser import Denoiser
 from cfgdistill.metrics import generate
@@ -79,22 +80,24 @@ from cfgdistill.toy import GaussianMixture, pinwheel
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
-retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
+retrain = flag("CFGDISTILL_RETRAIN")  # or use the models of the package
 seed = 0
 
 # %% [markdown]
-# ## Jump too far, then come half the way back
+# ## 1. Jump too far, then come half the way back
 #
-# A deterministic sampler carries each of its errors to the end: nothing that happens later undoes it. Noise does. Who
-# adds noise forgets a part of where he was, and of how wrong it was.
+# DDIM ([Song et al. 2021](https://arxiv.org/abs/2010.02502)) is deterministic, and where it has made an error, nothing later is designed to
+# undo it. Adding noise erases part of the current state, and with it part of the error.
 #
 # With $N$ steps, from $t = i/N$: a DDIM step of **double** length down to $k = t - 2/N$, and then fresh
 # noise up to $s = t - 1/N$,
 #
-# $$ z_s = \frac{\alpha_s}{\alpha_k} z_k + \sigma_{s|k}\, \epsilon', \qquad
-# \sigma_{s|k}^2 = \sigma_s^2 - \Big(\frac{\alpha_s}{\alpha_k}\Big)^2 \sigma_k^2 . $$
+# $$ z_s = \frac{\alpha_s}{\alpha_k} z_k + \sigma_{s|k}\, \varepsilon', \qquad
+# \sigma_{s|k}^2 = \sigma_s^2 - \Big(\frac{\alpha_s}{\alpha_k}\Big)^2 \sigma_k^2
+# = 1 - \Big(\frac{\alpha_s}{\alpha_k}\Big)^2 . $$
 #
-# The last jump, from $t = 1/N$, has single length and no noise. Each step is still one evaluation.
+# (The last form uses $\alpha^2 + \sigma^2 = 1$.) The last jump, from $t = 1/N$, has single length and no noise. Each step is
+# still one evaluation.
 
 
 # %%
@@ -103,10 +106,9 @@ def stochastic_from_scratch(denoiser, z, N, noise):
         t, s, k = (torch.full((len(z),), max(i - back, 0) / N).to(z) for back in (0, 1, 2))
         z = ddim_step(denoiser(z, t), k, denoiser.schedule)
         if i > 1:
-            (alpha_k, sigma_k), (alpha_s, sigma_s) = map(denoiser.schedule.alpha_sigma, (k, s))
-            ratio = (alpha_s / alpha_k)[:, None]
-            added = (sigma_s[:, None] ** 2 - ratio**2 * sigma_k[:, None] ** 2).clamp_min(0).sqrt()
-            z = ratio * z + added * noise[i - 2]
+            (alpha_k, _), (alpha_s, _) = map(denoiser.schedule.alpha_sigma, (k, s))
+            kept = (alpha_s / alpha_k)[:, None]
+            z = kept * z + (1 - kept**2).sqrt() * noise[N - i]
     return z
 
 
@@ -123,27 +125,34 @@ class Unconditional:
 
 z = torch.randn(6, 2, generator=torch.Generator().manual_seed(1)).double()
 generator = torch.Generator().manual_seed(2)
-noise = [torch.randn(6, 2, generator=generator, dtype=torch.float64) for _ in range(3)][::-1]
+noise = [torch.randn(6, 2, generator=generator, dtype=torch.float64) for _ in range(3)]
 ours = last(stochastic(exact, z, 4, null, generator=torch.Generator().manual_seed(2)))
 torch.testing.assert_close(stochastic_from_scratch(Unconditional(), z, 4, noise), ours)
 
 # %% [markdown]
-# Why this variance and no other? Suppose $z_k = \alpha_k x + \sigma_k \epsilon$ is what noising an image $x$ gives. Then $z_s$
-# should be $\alpha_s x$ plus noise of standard deviation $\sigma_s$. The factor $\alpha_s/\alpha_k$ puts the mean right, and the noise that is
-# missing then is just $\sigma_{s|k}$. So a model that sees $z_s$ cannot tell that it has been there before.
+# Why this variance and no other? Suppose $z_k = \alpha_k x + \sigma_k \varepsilon$ is what noising an image $x$ gives. Then $z_s$
+# should be $\alpha_s x$ plus noise of standard deviation $\sigma_s$. The factor $\alpha_s/\alpha_k$ puts the mean right, and $\sigma_{s|k}$
+# is exactly the noise that is then missing. So a model cannot tell $z_s$ from a freshly noised image.
 
 # %%
 # NBVAL_CHECK_OUTPUT
 one, zero = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
-levels = CosineSchedule().alpha_sigma
+schedule = CosineSchedule()
+
+
+def factors(k, s):
+    """What `renoise` multiplies z_k with, and what it multiplies the fresh noise with."""
+    kept = renoise(one, zero, k, s, schedule)  # z_k = 1 and no noise
+    added = renoise(zero, one, k, s, schedule)  # z_k = 0 and noise 1
+    return kept.item(), added.item()
+
+
 worst = 0.0
 for i in range(1, 64):
     for j in range(i):
         k, s = (torch.tensor([n / 64]).double() for n in (j, i))
-        kept, added = (
-            renoise(*pair, k, s, CosineSchedule()) for pair in ((one, zero), (zero, one))
-        )
-        (alpha_k, sigma_k), (alpha_s, sigma_s) = levels(k), levels(s)
+        kept, added = factors(k, s)
+        (alpha_k, sigma_k), (alpha_s, sigma_s) = schedule.alpha_sigma(k), schedule.alpha_sigma(s)
         worst = max(worst, (kept * alpha_k - alpha_s).abs().item())
         worst = max(worst, (kept**2 * sigma_k**2 + added**2 - sigma_s**2).abs().item())
 print(f"mean and variance right at all pairs of 64 times, to 1e-12: {worst < 1e-12}")
@@ -157,10 +166,11 @@ print(f"with one step it is the deterministic sampler: {same}")
 fig, axes = figure(1, 3, width=9, height=2.8, sharey=True)
 for axis, N in zip(axes, (8, 4, 2), strict=True):
     axis.plot(range(N + 1), [i / N for i in range(N, -1, -1)], color=COLORS[0], label="DDIM")
-    zigzag = [(0, 1.0)]
-    for step, i in enumerate(range(N, 0, -1)):
-        zigzag += [(step + (0.8 if i > 1 else 1), max(i - 2, 0) / N), (step + 1, (i - 1) / N)]
-    axis.plot(*zip(*zigzag, strict=True), color=COLORS[1], label="stochastic")
+    spent, times = [0.0], [1.0]
+    for i in range(N, 0, -1):
+        spent += [N - i + (0.8 if i > 1 else 1.0), N - i + 1.0]  # down in the evaluation, then up
+        times += [max(i - 2, 0) / N, (i - 1) / N]
+    axis.plot(spent, times, color=COLORS[1], linestyle="--", label="stochastic")
     axis.set(xlabel="evaluations", title=f"N = {N}", xticks=range(0, N + 1, max(1, N // 4)))
 axes[0].set_ylabel("time t")
 axes[0].legend(frameon=False)
@@ -171,41 +181,61 @@ show(
 )
 
 # %% [markdown]
-# With $N = 2$ the way is $1 \to 0 \to \tfrac12 \to 0$: a whole image, made in one jump, is noised again to the middle
-# and repaired. **What does it do to a trajectory?** One starting noise in the plane of notebook 00, and several runs:
+# With $N = 2$ the way is $1 \to 0 \to \tfrac12 \to 0$: a whole image, made in one jump, is noised again up to the middle
+# and denoised once more. **What does it do to a trajectory?** One starting noise in the plane of notebook 00: three runs step by step,
+# and the end points of 300.
 
 # %%
-start = torch.tensor([[0.9, -0.4]]).double()
-fig, axis = figure(width=4.6, height=4.2)
+start = torch.tensor([[-0.6, 0.5]]).double()
 points, _ = pinwheel().sample(800, torch.Generator().manual_seed(0))
-axis.scatter(*points.T, s=2, color="0.8")
+many = start.repeat(300, 1)
+runs = [
+    many,
+    *stochastic(
+        exact, many, 16, torch.full((300,), 3), generator=torch.Generator().manual_seed(seed)
+    ),
+]
+runs = torch.stack(runs)  # [17, 300, 2]
 path = torch.cat([start, *ddim(exact, start, 16, null[:1])])
-axis.plot(*path.T, color=COLORS[0], marker="o", markersize=3, label="DDIM")
+fig, axes = figure(1, 2, width=8.4, height=4.1, sharex=True, sharey=True)
+for axis in axes:
+    axis.scatter(*points.T, s=3, color="0.8")
+    axis.set_aspect("equal")
+axes[0].plot(*path.T, color=COLORS[0], marker="o", markersize=3, label="DDIM")
 for run in range(3):
-    generator = torch.Generator().manual_seed(run)
-    path = torch.cat([start, *stochastic(exact, start, 16, null[:1], generator=generator)])
-    axis.plot(*path.T, color=COLORS[run + 1], linewidth=0.9, label=f"stochastic, run {run + 1}")
-    axis.plot(*path[-1], color=COLORS[run + 1], marker="s")
-axis.plot(*start[0], color="black", marker="*", markersize=10)
-axis.set_aspect("equal")
-axis.legend(frameon=False, fontsize=8)
+    axes[0].plot(*runs[:, run].T, color=COLORS[run + 1], linewidth=0.9, label=f"run {run + 1}")
+    axes[0].plot(*runs[-1, run], color=COLORS[run + 1], marker="s", markersize=7)
+axes[0].set_title("DDIM, and three stochastic runs")
+axes[1].scatter(*runs[-1].T, s=8, color=COLORS[1])
+axes[1].plot(*path[-1], color=COLORS[0], marker="o", markersize=8)
+axes[1].set_title("where 300 stochastic runs end")
+for axis in axes:
+    axis.plot(*start[0], color="black", marker="*", markersize=12)
+axes[0].legend(frameon=False, fontsize=8, loc="lower left")
 show(
     fig,
-    alt="Paths from one starting point in the plane: DDIM's is smooth; those of three stochastic runs wander and end at "
-    "different places of the data.",
+    alt="Left: paths from one starting point, a star, in the plane of three spiral arms. DDIM's is short and smooth; three stochastic "
+    "runs wander and end on different arms. Right: the end points of 300 stochastic runs cover all three arms.",
 )
+numbers = ", ".join(f"{value:.2f}" for value in (*runs[-1].std(0), *points.std(0)))
+print("standard deviation in x and y, of the 300 end points and of the data:", numbers)
 
 # %% [markdown]
-# ## What the students must learn
+# DDIM ends in one place. The stochastic sampler, from the same noise, ends nearly anywhere in the data: with 16 steps the first
+# noise decides next to nothing. The noise that is added on the way does.
 #
-# A student is asked at $t = i/N$, always for a jump of $2/N$, and only from $t = 1/N$ for a single one. Its teacher takes
+# ## 2. What the students must learn
+#
+# A student is asked at $t = i/N$, always for a jump of $2/N$, and only from $t = 1/N$ for one of half that length. Its teacher takes
 # $2N$ steps, so the jumps it was trained for are $2/2N = 1/N$ long. Two of them are the student's jump:
 #
 # - **regular**, $i \ge 2$: two teacher jumps, $t \to t - 1/N \to t - 2/N$;
-# - **edge**, $i = 1$: *one* teacher jump, $1/N \to 0$. The teacher knows it, since $1/N$ is $2/2N$, its regular jump. The target is its own prediction.
+# - **edge**, $i = 1$: *one* teacher jump, $1/N \to 0$. The teacher knows it, since $1/N$ is $2/2N$, its regular jump. The target is its
+#   own prediction. (No other rule asks the teacher only for jumps that it was trained for.)
 #
-# No noise is needed in the training: what is distilled is the jump. The target is the one of notebook 04; only the
-# times differ: `progressive_target(teacher, z, t, s, mid=...)`, with `mid` = 0 at the edge.
+# No noise is needed in the training: what is distilled is the jump. The target is that of progressive distillation
+# ([Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)), as in notebook 04; only the times differ:
+# `progressive_target(teacher, z, t, s, mid=...)`, with `mid` = 0 at the edge.
 #
 # **Could we save the training, and use a deterministic student of $N/2$ steps?** It also jumps by $2/N$.
 
@@ -219,9 +249,9 @@ print(f"deterministic, {N // 2} steps, was trained at:", *trained)
 print("never seen:                            ", *(t for t in asked if t not in trained))
 
 # %% [markdown]
-# At every second time it would be asked something for the first time in its life.
+# At every other grid time the question would be new to it.
 #
-# ## The whole chain, where every number is known
+# ## 3. The whole chain, where every number is known
 #
 # Take Gaussian data with variance 0.4 in one dimension. Everything is linear: a network is a list of gains, $v = g_t\, z$, one for each
 # time, and a halving computes the next list without any error of training. **What is left of the variance 0.4 after six halvings, from 64
@@ -243,29 +273,36 @@ def halve(teacher, N):
     for i in range(1, N + 1):
         t, mid, s = (max(i - back, 0) / N for back in (0, 1, 2))
         gains[t] = progressive_target(teacher, one, t, s, mid=mid).item()
-    return Denoiser(Gains(gains), CosineSchedule())
+    return Denoiser(Gains(gains), schedule)
 
 
 def variance(denoiser, N):
     value = 1.0
     for i in range(N, 0, -1):
         k, s = (torch.tensor([max(i - back, 0) / N]).double() for back in (2, 1))
-        value *= ddim_step(denoiser(one, i / N), k, denoiser.schedule).item() ** 2
+        value *= ddim_step(denoiser(one, i / N), k, schedule).item() ** 2
         if i > 1:
-            kept, added = (
-                renoise(*p, k, s, denoiser.schedule).item() for p in ((one, zero), (zero, one))
-            )
+            kept, added = factors(k, s)
             value = kept**2 * value + added**2
     return value
 
 
 gaussian = GaussianMixture(torch.zeros(1, 1), torch.zeros(1).long(), std=0.4**0.5)
-model = gaussian.denoiser(CosineSchedule())
-chain = {}
-for N in (64, 32, 16, 8, 4, 2, 1):
-    model = halve(model, N)
-    chain[N] = variance(model, N)
-often = {N: variance(gaussian.denoiser(CosineSchedule()), N) for N in chain}
+gaussian = gaussian.denoiser(schedule)
+
+
+def chain_from(first):
+    """The variance that is left at each number of steps, when the chain starts at `first`."""
+    model, left, N = gaussian, {}, first
+    while N >= 1:
+        model = halve(model, N)
+        left[N] = variance(model, N)
+        N //= 2
+    return left
+
+
+chain = chain_from(64)
+often = {N: variance(gaussian, N) for N in chain}
 fig, axis = figure(width=5.5, height=2.9)
 axis.axhline(0.4, color="black", linewidth=0.8, label="data")
 axis.plot(
@@ -287,13 +324,16 @@ show(
 # %%
 # NBVAL_CHECK_OUTPUT
 print("variance of the samples, steps:", *(f"{value:.3f} ({N})" for N, value in chain.items()))
+ends = {first: chain_from(first)[1] for first in (32, 64, 128, 256)}
+print("at one step, if the chain starts at:", *(f"{v:.3f} ({first})" for first, v in ends.items()))
 
 # %% [markdown]
-# The last student makes samples of variance 0.38 in a single step, and the exact denoiser none at all: its one answer is the mean. What is
-# missing to 0.4 is lost in the **first** halving, to the steps of its many-step teacher; the others pass on what they were given.
-# And the last two numbers are equal: at $N = 1$ the only interval is an edge. So the halving from 2 to 1 is a copy, and is not trained.
+# The last student makes samples of variance 0.38 in a single step. Those of the exact denoiser have none at all: its one answer is the mean. What
+# is missing from 0.4 is lost in the **first** halving, to the steps of its many-step teacher: a longer chain loses less, and every later
+# halving passes on what it was given.
+# And the last two numbers of the first line are equal: at $N = 1$ the only interval is an edge. So the halving from 2 to 1 is a copy, and is not trained.
 #
-# ## Students
+# ## 4. Students
 #
 # The same call as in notebook 04, with one more argument.
 
@@ -322,7 +362,7 @@ except ValueError as error:
 
 # %%
 shown = [n for n in (8, 4, 2) if n in students and n in noisy]
-wanted = torch.arange(20) % 10
+wanted = torch.arange(10)
 weights = (0.0, 1.0, 3.0)
 
 
@@ -335,57 +375,58 @@ def column(w):
     return lines
 
 
+fig = sample_grid({f"w = {w:g}": column(w) for w in (0.0, 3.0)}, 10)
+fig.set_size_inches(10, 0.75 * (2 * len(shown) + 1))
 show(
-    sample_grid({f"w = {w:g}": column(w) for w in weights}, 10),
-    alt="Grids of samples for w = 0, 1 and 3: the deterministic students repeat the teacher's sample of the same "
-    "noise, the stochastic ones draw other images of the same classes, as clear.",
+    fig,
+    alt="Ten digits a row for w = 0 and 3: the deterministic students repeat the teacher's sample of the same "
+    "noise, the stochastic ones draw other images of the same classes, just as clear.",
 )
 
 # %% [markdown]
 # The deterministic students repeat their teacher's images. The stochastic ones draw their own: same class, other hand.
 # **How much of an image does the first noise still decide?** One starting noise per column; each row adds other noise.
+# In numbers: the variance of a pixel between draws from *one* first noise, beside its variance between all samples of that class. What is
+# missing in the former is what the first noise decides.
 
 # %%
-device = next(teacher.parameters()).device
-first = torch.randn(10, *data.shape, generator=torch.Generator().manual_seed(seed)).to(device)
-draws = {}
+draws, per_class = {}, 40
+classes = torch.arange(per_class * data.num_classes) % data.num_classes
+first = torch.randn(40, *data.shape, generator=torch.Generator().manual_seed(seed))
+many = first.repeat(8, *[1] * len(data.shape)).to(teacher.device)  # 8 draws from each of 40
 for n in dict.fromkeys((shown[0], shown[-1])):
+    rows = draws[f"{n} steps"] = {}
     for w in (0.0, 3.0):
-        images = torch.stack(
-            [
-                last(
-                    stochastic(
-                        noisy[n],
-                        first,
-                        n,
-                        wanted[:10].to(device),
-                        w,
-                        generator=torch.Generator().manual_seed(draw),
-                    )
-                )
-                for draw in range(8)
-            ]
-        ).cpu()
-        draws[f"{n} steps, w = {w:g}"] = {"": images[:4].flatten(0, 1)}
-        spread = images.std(0).square().mean().sqrt()
-        print(f"{n} steps, w = {w:g}: standard deviation of a pixel over 8 draws {spread:.2f}")
-images, own = data.all()
-classes = [images[own == k].var(0).mean() for k in range(data.num_classes)]
-print(f"real images of one class: {torch.stack(classes).mean().sqrt():.2f}")
+        how = dict(shape=data.shape, labels=classes, steps=n, w=w, sampler=stochastic)
+        own = generate(noisy[n], seed=seed, **how)
+        total = own.unflatten(0, (per_class, -1)).var(0).mean().item()
+        generator = torch.Generator().manual_seed(seed)
+        labels = classes[:40].repeat(8).to(teacher.device)
+        images = last(stochastic(noisy[n], many, n, labels, w, generator=generator)).cpu()
+        images = images.clamp(-1, 1).unflatten(0, (8, 40))  # [draw, first noise, *d]
+        rows[f"w = {w:g}"] = images[:4, :10].flatten(0, 1)
+        within = images.var(0).mean().item()
+        print(
+            f"{n} steps, w = {w:g}: standard deviation of a pixel {within**0.5:.2f} from one first noise, "
+            f"{total**0.5:.2f} in all: the first noise decides {1 - within / total:.0%}"
+        )
+fig = sample_grid(draws, 10)
+fig.set_size_inches(10, 4.6)
 show(
-    sample_grid(draws, 10),
-    alt="Four rows of images for each of 8 and 2 steps and w = 0 and 3. A column starts from one noise; with w = 0 its four "
-    "images differ in shape, with w = 3 they look more alike.",
+    fig,
+    alt="Four rows of images for each of 8 and 2 steps and w = 0 and 3. A column starts from one noise. With 8 steps its four "
+    "images differ in shape; with 2 steps, and more so with w = 3, they look alike.",
 )
 
 # %% [markdown]
-# With 8 steps hardly anything is decided by the first noise: between draws a pixel varies by 0.35, and between real images of a class by
-# 0.42. With 2 steps noise is added only once, half-way up, and more is kept: 0.27. Guidance narrows both.
+# With 8 steps the first noise decides hardly anything. With 2 steps noise is added only once, half-way up, and the first noise decides more than half.
+# Guidance makes all samples of a class more alike, and increases the share that the first noise decides.
 #
-# ## Numbers
+# ## 5. Numbers
 #
 # **Which sampler is better?** The many-step teacher is asked as well, by DDIM, by this sampler and by the ancestral sampler
-# of DDPM, which also adds noise in every step.
+# of DDPM ([Ho et al. 2020](https://arxiv.org/abs/2006.11239)), which also adds noise in every step. A reminder before you compare numbers:
+# a student is good when it is like *its* teacher, and the two kinds of students have different teachers, the same network under two samplers.
 
 # %%
 judge = make_judge(recipe, data, out)
@@ -404,81 +445,100 @@ for name, model, n, sampler in cases:
     print(f"{name} {sampler.__name__:10s} {n:5d} {rows[0]['nfe']:5d} | " + " | ".join(groups))
 
 # %% [markdown]
-# With guidance the stochastic students are ahead, of the deterministic ones and even of the teacher's DDIM: at $w = 3$ their Frechet
-# distance is 3.9 to 4.1 against 4.9, and their recall 0.39 to 0.42 against 0.31, at 8 and 4 steps. Guidance drives samples together, and noise spreads them again. The teacher's own
-# samplers show the same with 128 evaluations. It is also clear what the distillation is worth: at 32 evaluations the teacher's
-# noisy samplers are worse than its DDIM, because they need many steps; the students with 8 are past that.
-#
-# A single stochastic step is the exception: 5.6 at $w = 3$. It adds no noise at all, and it is a copy of the first of two steps, which was
-# trained to be repaired by the second.
-#
-# At $w = 0$ it is the other way round: a little more Frechet distance, less recall, and more precision.
-#
-# **Is the difference at w = 0 real?** One number from a few hundred samples says little. The same again with four seeds of the
-# noise:
+# One seed of a few hundred samples says little. **Which differences are real?** The same with four seeds of the noise, at $w = 0$ and $w = 3$,
+# as mean and standard deviation:
 
 # %%
-seeds = range(seed, seed + 4)
-fig, axes = figure(1, 3, width=9.5, height=3)
+keys = ("frechet_distance", "precision", "recall")
 families = {
-    "teacher, DDIM": (lambda n: teacher, ddim, (128, 64, 16)),
-    "teacher, stochastic": (lambda n: teacher, stochastic, (128, 64, 16)),
+    "teacher, DDIM": (lambda n: teacher, ddim, (64, 16)),
+    "teacher, stochastic": (lambda n: teacher, stochastic, (64, 16)),
     "students, DDIM": (students.get, ddim, shown),
     "students, stochastic": (noisy.get, stochastic, shown),
 }
-keys = ("frechet_distance", "precision", "recall")
-for (name, (model, sampler, steps)), color, marker in zip(
-    families.items(), COLORS, "os^D", strict=False
-):
-    table = {}
-    for n in steps:
-        rows = [
-            evaluate_rows(
-                model(n),
-                model=name.split(",")[0].rstrip("s"),
-                steps=[n],
-                weights=[0.0],
-                sampler=sampler,
-                **common | {"recipe": replace(recipe, seed=k)},
-            )[0]
-            for k in seeds
-        ]
-        values = torch.tensor([[row[key] for key in keys] for row in rows])
-        table[rows[0]["nfe"]] = values.mean(0).tolist(), values.std(0).tolist()
-        text = "  ".join(f"{m:.3f} ({s:.3f})" for m, s in zip(*table[rows[0]["nfe"]], strict=True))
-        print(f"{name:21s} {rows[0]['nfe']:4d} NFE   {text}")
-    for i, axis in enumerate(axes):
-        means, spread = zip(*((m[i], s[i]) for m, s in table.values()), strict=True)
-        axis.errorbar(list(table), means, spread, color=color, marker=marker, capsize=2, label=name)
-for axis, key in zip(axes, keys, strict=True):
-    axis.set(xscale="log", xlabel="NFE", title=f"{key.replace('_', ' ')}, w = 0")
-    axis.set_xticks([2, 8, 32, 128], [2, 8, 32, 128])
-    axis.minorticks_off()
-axes[0].legend(frameon=False, fontsize=7)
+
+
+def seeds_table(name, n, w):
+    """Mean and standard deviation over four seeds: {"nfe": ..., each key: (mean, deviation)}."""
+    model, sampler, _ = families[name]
+    how = dict(model=name.split(",")[0].rstrip("s"), steps=[n], weights=[w], sampler=sampler)
+    rows = []
+    for number in range(seed, seed + 4):
+        again = common | {"recipe": replace(recipe, seed=number)}
+        rows += evaluate_rows(model(n), **how, **again)
+    values = {key: torch.tensor([row[key] for row in rows]) for key in keys}
+    return {"nfe": rows[0]["nfe"]} | {
+        k: (v.mean().item(), v.std().item()) for k, v in values.items()
+    }
+
+
+fig, axes = figure(2, 3, width=9.5, height=5.4, sharex=True)
+found = {}
+for line, w in zip(axes, (0.0, 3.0), strict=True):
+    print(f"w = {w:g}{'':28s}Frechet        precision      recall")
+    for (name, (_, _, steps)), color, marker in zip(families.items(), COLORS, "os^D", strict=False):
+        own = [seeds_table(name, n, w) for n in steps]
+        found |= {(name, n, w): row for n, row in zip(steps, own, strict=True)}
+        for row in own:
+            text = "  ".join("{:.3f} ({:.3f})".format(*row[key]) for key in keys)
+            print(f"{name:21s} {row['nfe']:4d} NFE   {text}")
+        for axis, key in zip(line, keys, strict=True):
+            mean, spread = zip(*(row[key] for row in own), strict=True)
+            nfe = [row["nfe"] for row in own]
+            axis.errorbar(nfe, mean, spread, color=color, marker=marker, capsize=2, label=name)
+            axis.set(xscale="log", title=f"{key.replace('_', ' ')}, w = {w:g}")
+            axis.set_xticks([2, 8, 32, 128], [2, 8, 32, 128])
+            axis.minorticks_off()
+for axis in axes[1]:
+    axis.set_xlabel("NFE")
+axes[0, 0].legend(frameon=False, fontsize=8)
 show(
     fig,
-    alt="Frechet distance, precision and recall at w = 0 against evaluations, mean and standard deviation over four seeds. "
-    "Both stochastic families have higher precision and lower recall than both deterministic ones.",
+    alt="Frechet distance, precision and recall against evaluations, mean and standard deviation over four seeds. At w = 0 both stochastic "
+    "families have higher precision and lower recall than both deterministic ones; at w = 3 they have lower Frechet distance and higher recall.",
 )
+print("stochastic less deterministic students, in standard errors of the difference:")
+for w in (0.0, 3.0):
+    for n in shown:
+        text = []
+        for key in keys:
+            (a, s), (b, r) = (
+                found[f"students, {kind}", n, w][key] for kind in ("stochastic", "DDIM")
+            )
+            text.append(
+                f"{key.replace('_', ' ')} {a - b:+.3f} ({abs(a - b) / ((s**2 + r**2) / 4) ** 0.5:.1f})"
+            )
+        print(f"w = {w:g}, {n} steps:", ", ".join(text))
 
 # %% [markdown]
-# Now it can be said what is real. With 8 steps the two Frechet distances do not differ by more than the seeds do; with 4 and with 2 the deterministic
-# students are better. And at every number of steps the stochastic ones have **less recall and more precision**, by several standard
-# deviations. So at $w = 0$ the stochastic students do not beat the deterministic ones. Why not?
+# **With guidance** noise helps: at $w = 3$ the stochastic students of 8 and 4 steps have a lower Frechet distance than the deterministic ones (about 4 against 4.9) and a higher
+# recall (0.4 against 0.3), by many standard errors. Guidance drives samples together, and noise spreads them again. But are those the better *students*? Look at their
+# teacher: with this sampler and 128 evaluations it has 4.1 and 0.41 itself, and with DDIM 5.2 and 0.32. So both kinds do what their own teacher does. What differs
+# is the sampler, not the quality of the distillation.
 #
-# Because they do what they were taught. The many-step teacher, asked to sample with noise, makes the same exchange, at equal Frechet distance:
-# precision 0.89 for 0.84, recall 0.90 for 0.94, even with 256 evaluations. Each time noise is added the network is asked again what the image should be, and
+# What the distillation is worth can be seen at 32 evaluations. There the teacher's noisy samplers are worse than its DDIM at $w = 0$ and 1 (1.9 and 2.1 against 0.9, then 3.9 and 4.1
+# against 3.7) and better only at $w = 3$, because they need many steps. The students with 8 evaluations are past that.
+#
+# A single stochastic step is the exception: 5.6 at $w = 3$. It adds no noise at all. And because the halving from 2 steps to 1 is a copy, its network had no halving
+# of its own: it is the one of 2 steps, which had to learn $t = 1$ and $t = \tfrac12$ in the same updates.
+#
+# **Without guidance**, at $w = 0$, there is a price. With 8 steps the two Frechet distances do not differ by more than the seeds do; with 4 the deterministic
+# students are better; with 2 the difference is two standard errors, and the bars in the figure touch. And at every number of steps the stochastic ones have **less recall and more precision**, by several standard
+# errors. So at $w = 0$ the stochastic students do not beat the deterministic ones. Why not?
+#
+# Because they do what they were taught. The many-step teacher, asked to sample with noise, makes the same exchange, at nearly equal Frechet distance:
+# precision 0.90 instead of 0.85, recall 0.89 instead of 0.94, with 128 evaluations. Each time noise is added the network is asked again what the image should be, and
 # each time it answers with something a little more typical: the mean of what is possible. The Gaussian above loses variance in just this way. It matters most when the
-# steps are long (the teacher at 32 evaluations, recall 0.80), and the students have inherited the short steps of the start of their chain, not more.
+# steps are long (the teacher at 32 evaluations, recall 0.80), and the students have inherited the short steps of the start of their chain, nothing more.
 # Which sampler to prefer depends on what is wanted: with guidance, or for precision, the stochastic one; for diversity without guidance DDIM.
 #
 # ## Exercises
 #
-# 1. Change `renoise` so that it adds too little noise (half of $\sigma_{s|k}$). Which of the checks above notices, and what do the
-#    samples look like?
+# 1. In `stochastic_from_scratch` and in `factors`, add too little noise (half of $\sigma_{s|k}$). Which of the checks above notices, and which number
+#    of the Gaussian chain changes?
 # 2. Use the deterministic 2-step student under the stochastic sampler with 4 steps, in spite of the refusal (`student.sampler = None`,
 #    `student.steps = None`). Which of its four jumps goes wrong?
-# 3. The chain on the Gaussian loses variance in its first halvings. How does the final variance depend on where the chain starts?
+# 3. The chain on the Gaussian loses variance in its first halving. By how much does the loss shrink when the chain starts at twice as many steps, and why?
 # 4. Write a sampler in between: jump by $1 + \eta$ steps and come back by $\eta$. For which $\eta$ do you get DDIM, for
 #    which this sampler? Which students would you need?
 #

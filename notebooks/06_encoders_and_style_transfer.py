@@ -15,9 +15,10 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/06_encoders_and_style_transfer.ipynb)
 #
-# DDIM is a flow, and a flow runs in both directions. Upwards it turns an image into the noise it would have come from.
-# Decode that noise under **another** label, and the image is retold: another digit in the same hand. The paper distils the upward
-# direction too, so that the whole of it takes a few evaluations.
+# DDIM ([Song et al. 2021](https://arxiv.org/abs/2010.02502)) is a flow, and a flow runs in both directions. Upwards it turns an image into the noise it would have come from.
+# Decode that noise under **another** label, and the image is retold: another digit in something of the same hand. (Two flows used in this way
+# are called a dual diffusion implicit bridge, [Su et al. 2022](https://arxiv.org/abs/2203.08382).) The paper
+# ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)) distils the upward direction too, so that the whole of it takes a few evaluations.
 #
 # **You will**
 #
@@ -60,6 +61,7 @@ from cfgdistill import (
     translate,
 )
 from cfgdistill.checkpoints import provenance
+from cfgdistill.config import flag
 from cfgdistill.data import load_data
 from cfgdistill.distillation import truncated_snr
 from cfgdistill.plotting import COLORS, draw_images, figure, sample_grid, show
@@ -72,13 +74,13 @@ from cfgdistill.toy import pinwheel
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
-retrain = bool(os.environ.get("CFGDISTILL_RETRAIN"))  # or use the models of the package
+retrain = flag("CFGDISTILL_RETRAIN")  # or use the models of the package
 seed = 0
 
 # %% [markdown]
-# ## The flow upwards
+# ## 1. The flow upwards
 #
-# A DDIM step goes from any time to any other: $z_s = \alpha_s \hat x + \sigma_s \hat\epsilon$ does not ask whether $s$ is smaller than $t$. So encoding is
+# A DDIM step goes from any time to any other: $z_s = \alpha_s \hat x + \sigma_s \hat\varepsilon$ does not ask whether $s$ is smaller than $t$. So encoding is
 # sampling with the times reversed.
 
 
@@ -112,11 +114,11 @@ for N in (32, 64, 128, 256, 512):
 print("512 against 256 steps, error ratio:", round(errors[512] / errors[256], 2))
 
 # %% [markdown]
-# ## Another label on the way down
+# ## 2. Another label on the way down
 #
 # Here are three arms of a spiral. Encode the points of arm 0 under label 0: because the denoiser knows that label, they fill the whole
 # bell curve $\mathcal N(0, I)$. Decode the very same noise as arm 1, or arm 2. **What survives?** The colour of a point is its
-# place along arm 0.
+# place along arm 0: dark near the centre, light at the outer end.
 
 # %%
 chosen = points[arms == 0]
@@ -134,22 +136,49 @@ for axis, (name, view) in zip(axes, views.items(), strict=True):
     axis.set_aspect("equal")
 show(
     fig,
-    alt="Points of one spiral arm coloured by their place on it; their encodings, which fill a round cloud; and the "
-    "same noise decoded as the two other arms, where the colours lie in much the same order.",
+    alt="Points of one spiral arm, dark at its inner and light at its outer end; their encodings, which fill a round cloud, dark on "
+    "one side and light on the other; and the same noise decoded as the two other arms, where more of the light points lie inside.",
 )
 
+
+# %%
+def rank_correlation(a, b):
+    ranks = [values.argsort().argsort().double() for values in (a, b)]
+    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+
+
+print("rank correlation with arm 0:   x      y    place along the arm")
+for k in (1, 2):
+    view = views[f"decoded as arm {k}"]
+    pairs = (
+        (chosen[:, 0], view[:, 0]),
+        (chosen[:, 1], view[:, 1]),
+        (chosen.norm(dim=1), view.norm(dim=1)),
+    )
+    x, y, place = (rank_correlation(*pair) for pair in pairs)
+    print(f"decoded as arm {k}: {x:17.2f} {y:6.2f} {place:12.2f}")
+
 # %% [markdown]
-# The label is gone and came back as another one. What the label does not say, the place within the class, went through the noise
-# and was kept. That is all of style transfer: *style* is whatever the condition leaves open.
+# The label is gone and came back as another one. You may have expected a point to keep its place *along* the arm. It does rather the opposite:
+# inner points of arm 0 tend to become outer points of the other arms. What is kept is where a point lies in the *plane*: what was on the left stays on the left.
+# The flow moves every point as little as it must, and knows nothing of arms.
 #
-# ## A target for an encoder
+# That is what style transfer does. *Style* is whatever the condition leaves open, but which part of it survives is for the flow to decide:
+# it keeps what its geometry keeps. We will have to measure that for digits, too.
 #
-# An encoder of $N$ steps starts at $t = i/N$ for $i = 0, \dots, N-1$ and goes up to $s = t + 1/N$; its target are two steps of a teacher with $2N$.
-# The usual form of that target divides by $\sigma_t$:
+# ## 3. A target for an encoder
+#
+# An encoder of $N$ steps starts at $t = i/N$ for $i = 0, \dots, N-1$ and goes up to $s = t + 1/N$; its target is two steps of a teacher that takes $2N$.
+# The usual form of that target ([Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)) is an $x$:
 #
 # $$ \tilde x = \frac{z_s - (\sigma_s/\sigma_t)\, z_t}{\alpha_s - (\sigma_s/\sigma_t)\, \alpha_t}. $$
 #
-# **And at the first step, $t = 0$?** There $\sigma_t = 0$. The other form divides by $\sin(\phi_s - \phi_t)$ only, which is never zero for $s \ne t$.
+# **And at the first step, $t = 0$?** There $\sigma_t = 0$. With the angle $\phi$ of notebook 01 ($\alpha = \cos\phi$, $\sigma = \sin\phi$) and
+# $d = \phi_s - \phi_t$, a step is a rotation, $z_s = \cos(d)\, z_t + \sin(d)\, v$. So the same target can be written as a $v$:
+#
+# $$ \tilde v = \frac{z_s - \cos(d)\, z_t}{\sin(d)}. $$
+#
+# Here nothing is divided by but $\sin(d)$, which is not zero for $s \ne t$. Where both forms exist they agree: $\tilde x = \alpha_t z_t - \sigma_t \tilde v$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -172,7 +201,7 @@ for t, s in ((0.0, 0.25), (0.25, 0.5)):
           f"{bool(x.isfinite().all())}, they agree {same}")  # fmt: skip
 
 # %% [markdown]
-# The loss has the same trouble. On $x$ the paper's truncated weighting is $\max(\alpha^2/\sigma^2, 1)$, infinite at $t = 0$, where every
+# The loss has the same trouble. On $x$ the truncated SNR weighting of progressive distillation is $\max(\alpha^2/\sigma^2, 1)$, infinite at $t = 0$, where every
 # network's $x$-prediction is right anyway, since $x = z_0$. Infinity times zero teaches nothing. An encoder must be
 # judged by its $v$, the direction in which it leaves. On $v$ the same weighting reads $\max(\alpha^2, \sigma^2)$ and is harmless.
 
@@ -185,7 +214,7 @@ print("truncated SNR at t = 0, 1/2, 1, on x:", *(f"{value:.2f}" for value in on_
 print("                                on v:", *(f"{value:.2f}" for value in on_v.tolist()))
 
 # %% [markdown]
-# ## Up and down with the teacher
+# ## 4. Up and down with the teacher
 #
 # Now images. **How much of a test image does the many-step teacher give back?** No model has seen these images.
 
@@ -196,7 +225,7 @@ if not retrain:
 print(recipe)
 data = load_data(dataset, "train", recipe.images)
 teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.num_classes)
-device = next(teacher.parameters()).device
+device = teacher.device
 test, test_labels = load_data(dataset, "test", recipe.images).all()
 x, labels = test[: recipe.samples].to(device), test_labels[: recipe.samples].to(device)
 
@@ -224,7 +253,9 @@ for steps in (32, 16, 8, 4, 2, 1):
     )
 
 # %% [markdown]
-# ## Encoders
+# The error doubles each time the number of steps is halved, as in the plane, until at 4 steps and fewer most of the image is lost.
+#
+# ## 5. Encoders
 #
 # The same halving loop, upwards: `sampler="ddim_encode"`. The decoders are the students of notebook 04. **How do pairs of students compare with
 # the teacher's 32 steps up and 32 down?**
@@ -269,7 +300,8 @@ columns = {
 }
 fig, axes = figure(1, len(columns), width=2 * len(columns), height=1.8)
 for axis, (name, images) in zip(axes, columns.items(), strict=True):
-    draw_images(axis, images[:15], 5, name)
+    draw_images(axis, images[:15], 5)
+    axis.set_title(name, fontsize=8)
 show(
     fig,
     alt="Fifteen test images, their encodings, which look like noise with a trace of the image in it, and three "
@@ -278,57 +310,62 @@ show(
 
 # %% [markdown]
 # Two students of 8 steps give back the images as exactly as the teacher does with 32 up and 32 down, at an eighth of its evaluations.
-# With 4 steps the error is half as large again, with one step four times; to the eye that is still the same picture. The teacher
+# With 4 steps the error is 1.5 times as large, with one step four times; to the eye that is still the same picture. The teacher
 # at 4 steps has lost it: an error of 0.23, five times that of the students with 4.
 #
-# How can a pair of students be *more* exact than the teacher, as with 16 steps? Each was distilled from the same many-step flow, one upwards and one downwards,
-# and the steps of that flow were 1/64 long. The teacher's 32 steps are longer.
+# How can 8 steps of students be as exact as 32 of the teacher? Each student was distilled from the same many-step flow, one upwards and one downwards,
+# and the steps of that flow were 1/64 long. The teacher's 32 steps are twice as long, and lose more than the halvings add.
 #
-# ## Is it noise?
+# ## 6. Is it noise?
 #
-# If the model were perfect, the encodings of all images together would be $\mathcal N(0, I)$: mean 0, spread 1, and no pixel would know of its
-# neighbour. **Are they?**
+# If the model were perfect, the encodings of all images together would be $\mathcal N(0, I)$: mean 0, standard deviation 1, and no two pixels
+# would be correlated. **Are they?**
 
 # %%
 encoded = last(ddim_encode(encoders[few], x, few, labels, 0.0))
-fig, axes = figure(1, 2, width=8, height=2.8)
-for (name, z), color in zip(
-    {"teacher, 128 steps": true_noise, f"student, {few} steps": encoded}.items(),
-    COLORS,
-    strict=False,
-):
-    own = (z - z.mean(0)).flatten(2)
-    right = (z - z.mean(0))[..., 1:] * (z - z.mean(0))[..., :-1]
+encodings = {"teacher, 128 steps": true_noise.cpu(), f"student, {few} steps": encoded.cpu()}
+fig, axes = figure(1, 3, width=10, height=3)
+for (name, z), color, style in zip(encodings.items(), COLORS, ("-", "--"), strict=False):
+    deviation = z.std(0).flatten()
+    pairs = torch.corrcoef(z.flatten(1).T)[~torch.eye(len(deviation), dtype=torch.bool)]
     print(
-        f"{name}: mean {z.mean():.3f}, standard deviation {z.std():.3f}, correlation with the pixel "
-        f"to the right {right.mean() / own.var():.3f}"
+        f"{name}: mean {z.mean():.3f}, standard deviation {z.std():.3f}; of {len(deviation)} values, "
+        f"{(deviation < 0.75).sum()} have one below 0.75; correlations {pairs.square().mean().sqrt():.3f} (rms)"
     )
-    axes[0].hist(
-        z.flatten().cpu(), 80, range=(-4, 4), density=True, histtype="step", color=color, label=name
-    )
-    axes[1].plot(z.std(0).flatten().sort().values.cpu(), color=color, label=name)
+    hist = dict(range=(-4, 4), density=True, histtype="step", color=color, linestyle=style)
+    axes[0].hist(z.flatten(), 60, label=name, **hist)
+print(f"correlations of {len(x)} independent draws: {len(x) ** -0.5:.3f} (rms)")
 grid = torch.linspace(-4, 4, 200)
-axes[0].plot(grid, (-grid.square() / 2).exp() / (2 * torch.pi) ** 0.5, "k--", label="N(0, 1)")
-axes[0].set(xlabel="value", ylabel="density")
-axes[0].legend(frameon=False, fontsize=7)
-axes[1].axhline(1, color="black", linestyle="--")
-axes[1].set(xlabel="pixels, sorted", ylabel="standard deviation", ylim=(0, None))
+axes[0].plot(grid, (-grid.square() / 2).exp() / (2 * torch.pi) ** 0.5, "k:", label="N(0, 1)")
+axes[0].set(xlabel="value", ylabel="density", ylim=(0, 0.85))
+axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+maps = {
+    "spread of the encoding (student)": encoded.std(0).mean(0).cpu(),
+    "spread of the test images": x.std(0).mean(0).cpu(),
+}
+for axis, (name, values) in zip(axes[1:], maps.items(), strict=True):
+    shades = axis.imshow(values, cmap="cividis", vmin=0)
+    fig.colorbar(shades, ax=axis)
+    axis.set_title(name, fontsize=9)
+    axis.set_axis_off()
 show(
     fig,
-    alt="Left: histogram of all values of the encodings beside the normal density. Right: the standard deviation of "
-    "each pixel's encoding, sorted, beside 1.",
+    alt="Left: histogram of all values of the encodings beside the normal density: higher and more pointed in the middle. Right: the standard "
+    "deviation of each pixel's encoding, and of the pixel itself in the test images. Both are small in the same places: the columns at the left "
+    "and right edge.",
 )
 
 # %% [markdown]
-# Nearly. The mean is right, neighbours do not know of each other, most pixels have a spread close to 1. But the histogram is too pointed, and a quarter of the
-# pixels have a spread of about a half. They are the corners: black in every digit. To turn a single value into a whole bell curve the
+# Not quite. The mean is right, and the correlations are hardly larger than those of independent draws. In the middle of the image the spread is close to 1. But the
+# histogram is too pointed, since the columns on the left and right have a spread of only 0.3 to 0.5. The map beside it shows why: those pixels are black in
+# nearly every digit. To turn a single value into a whole bell curve the
 # flow would have to be infinitely steep at $t = 0$, and no network and no finite step is. It is the price of data without
 # noise in it, and it costs little here: a decoder puts black where it belongs from any noise.
 #
-# ## One hand, ten digits
+# ## 7. One hand, ten digits
 #
 # Encode a test image as what it is, decode it as each of the ten classes. In the paper this is style transfer.
-# **The left column is the original. Who wrote the others?**
+# **The left column, set apart, is the original. Does the same hand seem to have written the others?**
 
 # %%
 rows = torch.stack([(test_labels == k).nonzero()[0, 0] for k in range(0, 10, 2)])
@@ -336,7 +373,8 @@ chosen = test[rows].to(device)  # an image of every other class
 source = test_labels[rows].to(device).repeat_interleave(10)
 target = torch.arange(10, device=device).repeat(5)
 sheets = {}
-for w in (0.0, 1.0, 3.0):
+gap = torch.ones_like(chosen)[:, None]  # a white place
+for w in (0.0, 3.0):
     sheets[f"w = {w:g}"] = {}
     for name, up, down, n in (
         ("teacher, 128 NFE", teacher, teacher, 32),
@@ -344,16 +382,20 @@ for w in (0.0, 1.0, 3.0):
         (f"students, {2 * fewest} NFE", encoders[fewest], decoders[fewest], fewest),
     ):
         told = translate(up, down, chosen.repeat_interleave(10, 0), source, target, n, w=w)
-        sheet = torch.cat([chosen[:, None], told.unflatten(0, (5, 10))], 1)
+        sheet = torch.cat([chosen[:, None], gap, told.unflatten(0, (5, 10))], 1)
         sheets[f"w = {w:g}"][name] = sheet.flatten(0, 1).cpu()
+fig = sample_grid(sheets, 12)
+fig.set_size_inches(10, 7.2)
 show(
-    sample_grid(sheets, 11),
-    alt="For w = 0, 1 and 3: five test images in the left column, each followed by itself retold as the classes 0 to 9, by "
-    "the teacher and by students of four and one steps. Thick stays thick, slanted stays slanted.",
+    fig,
+    alt="For w = 0 and 3: five test images in the left column, each followed by itself retold as the classes 0 to 9, by "
+    "the teacher and by students of four and one steps. All digits can be read; teacher and students draw nearly the same ones.",
 )
 
 # %% [markdown]
-# ## What changes, what stays
+# That is hard to judge by eye, in 8 x 8 pixels. So we measure.
+#
+# ## 8. What changes, what stays
 #
 # Two questions can be answered in numbers. **Does a classifier read the new class?** And **is the hand kept?** For the
 # second we take two features that no label decides: how much ink there is (the mean of the pixels), and how slanted the ink
@@ -394,7 +436,7 @@ for name, up, down, n, cost in cases:
     for w in (0.0, 1.0, 3.0):
         told = translate(up, down, x, labels, target, n, w=w)
         classes = judge.classifier.logits(told.clamp(-1, 1).to(judge.device)).argmax(1)
-        right = (classes == target.to(classes.device)).double().mean().item()
+        right = (classes == target.to(classes.device)).float().mean().item()
         ink, slant = (
             kept(a, b, target) for a, b in zip(ink_and_slant(x), ink_and_slant(told), strict=True)
         )
@@ -405,13 +447,15 @@ chance = [
 print(f"of another image {'':25s} {chance[0]:14.2f} {chance[1]:12.2f}")
 
 # %% [markdown]
-# The class always changes, and the amount of ink goes along with the image: a correlation near 0.9 where chance gives 0. The slant does so in part, 0.25 to 0.4. Guidance makes
+# The class changes in at least 98 % of the cases, and the amount of ink goes along with the image: a correlation of 0.8 to 0.9 where chance gives 0. The slant
+# does so only in part, 0.25 to 0.4. As in the plane, a part of what the label leaves open is kept, not all of it: a slanted 0 and a slanted 7 have
+# their ink in different pixels, but a bold one has more of it everywhere. Guidance makes
 # the class a little surer (from 98 % to 100 %) and keeps a little less of the hand: the more typical a digit of its class, the less room there is for anything else.
 # And students with one step up and one down keep and change the same as the teacher does with 128 evaluations.
 #
-# ## Guidance on the way up
+# ## 9. Guidance on the way up
 #
-# So far the encoder had $w = 0$, and only the decoder was guided. It seems fair to encode with the same $w$. **Is it
+# So far the encoder had $w = 0$, and only the decoder was guided. It seems only natural to encode with the same $w$. **Is it
 # wise?**
 
 # %%
@@ -442,13 +486,23 @@ show(
     "Right: so does the spread of the encodings, far beyond 1.",
 )
 
+pixel = {w: last(ddim_encode(teacher, x, 32, labels, w)).std(0) for w in (0.0, 1.0)}
+for w, own in pixel.items():
+    low, high = own.flatten().quantile(torch.tensor([0.1, 0.9]).to(own)).tolist()
+    print(
+        f"teacher, w = {w:g}: a tenth of the values vary by less than {low:.2f}, a tenth by more than {high:.2f}"
+    )
+
 # %% [markdown]
-# Downwards, guidance draws trajectories together towards the most typical images of a class. Upwards the same flow must push them
-# apart: an image that is not typical has no place under the bell curve that guided sampling would reach it from, so its encoding lands
-# far outside, and small errors grow. So encode with $w = 0$ and guide the decoder. The reconstruction is then no longer exact, but it is not
-# meant to be: that is the style transfer of above.
+# At $w = 1$ the spread of all values together is just 1. That is a coincidence and no reason to encode with $w = 1$: as the last lines show, the edges still
+# vary far too little and other pixels now too much, and the two errors cancel.
 #
-# **And who encodes with a decoder?** Its steps were never trained upwards, and the package says so:
+# Downwards, guidance draws trajectories together towards the most typical images of a class. Upwards the same flow must push them
+# apart. There is no likely noise from which guided sampling would reach an untypical image: its encoding lands
+# far outside, and small errors grow. So encode with $w = 0$ and guide the decoder. The reconstruction is then no longer exact, but it is not
+# meant to be: that is the style transfer above.
+#
+# **What if you encode with a decoder?** Its steps were never trained upwards, and the package says so:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -466,6 +520,7 @@ for wrong in (
 #
 # 1. Encode with the *wrong* label, then decode with the right one. What is in the noise now?
 # 2. Interpolate between the encodings of two images (along the great circle) and decode. Then between the images themselves.
+#    What happens to the norm of the noise if you interpolate on a straight line?
 # 3. Pair a 1-step encoder with an 8-step decoder, and the other way round. Which half loses more?
 # 4. Encode with the null label $k$ = 10. What happens to ink, slant and the share that is read as the target?
 # 5. Distil an encoder for $w = 0$ alone (`get_recipe(..., w_max=0.0)`). Is it more exact than the one for $w \in [0, 4]$?
