@@ -58,18 +58,18 @@ demo: $(STAMP)
 demo-latent: $(STAMP)
 	@$(BIN)/python tests/course.py demo-latent --profile '$(PROFILE)' --out '$(OUT_LATENT)'
 
-# Two workers of one thread each: most of the time goes to starting processes and small networks.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder \
-  --jaxtyping-packages=cfgdistill,beartype.beartype
+SHAPES := --jaxtyping-packages=cfgdistill,beartype.beartype  # checked at every call
 
 # First what comes with the package, with the kernels that PyTorch has for processors without AVX:
-# they compute other last bits, as yours may. Notebooks choose them for themselves. All tests come
-# last, so that their summary is the last line.
+# they compute other last bits, as yours may. Notebooks choose them for themselves. Then everything,
+# so that its summary is the last line, by two workers of one thread each: most of the time goes to
+# starting processes and to small networks.
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) tests/test_pretrained.py
-	$(PYTEST) tests
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+	  $(BIN)/python -m pytest tests/test_pretrained.py -k "not wheel" $(SHAPES)
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(SHAPES)
 
 bench: $(STAMP)
 	@$(BIN)/python tests/bench.py --dataset '$(DATASET)' --profile '$(PROFILE)'
