@@ -456,9 +456,9 @@ for name in ("weighting: SNR", "as in the course"):
 # One after the other (one seed and a few hundred samples for each row: small differences mean nothing):
 #
 # - **SNR** is as good as ours at 4 steps and useless at one. At $t = 1$ there is no signal, so its weight is exactly 0, and $t = 1$ is the only
-#   time at which a one-step student is asked. It has learned nothing. But the weight is 0 at $t = 1$ in *every* halving: why do 4 steps survive it? The answer at $t = 1$ stays
-#   what stage one made of it, as the last lines show, and that is the right direction for a short step. A quarter of the way it still serves, and the
-#   three other steps are trained to go on from there. For the whole way it does not. The truncation, $\max(\mathrm{SNR}, 1)$, is there for that, and with it all is well.
+#   time at which a one-step student is asked. It has learned nothing. But the weight is 0 at $t = 1$ in *every* halving: why do 4 steps survive it? Nothing corrects the answer at $t = 1$
+#   after stage one; it only moves along with the others, as the last lines show, because all times share the weights. For a short step that is good enough: the first of 4 steps goes a quarter of the way, and the
+#   three others are trained to go on from there. For the whole way it is not. The truncation, $\max(\mathrm{SNR}, 1)$, is there for that, and with it all is well.
 # - **eps** fails, but not in the distillation: its *teacher* is as bad (51 at $w = 0$). At $t = 1$ the image follows from $x = (z - \sigma\varepsilon)/\alpha$ with $\alpha = 0$, so the
 #   first step of every sampler here multiplies the network's smallest error by thousands. A schedule that never quite reaches pure noise
 #   ([Lin et al. 2024](https://arxiv.org/abs/2305.08891)) hides that, until the steps become few.
