@@ -1,8 +1,12 @@
 """Data by name: images in [-1, 1], labels, class names, and a hash of every byte."""
 
+import errno
 import hashlib
 import json
 import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -19,6 +23,7 @@ SPLITS = ("train", "test")
 CIFAR10_CLASSES = (
     "airplane automobile bird cat deer dog frog horse ship truck".split()  # the official order
 )
+CIFAR10_ROWS = {"train": 50_000, "test": 10_000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,43 +149,41 @@ def _digits(split, images):
 
 
 def _cifar10(split, images):
-    import numpy as np
-    from datasets import load_dataset
-
-    rows = split if images is None else f"{split}[:{images}]"
     root = os.environ.get("CFGDISTILL_DATA")
-    folder = Path(root, "cifar10", "plain_text") if root else None
-    files = sorted(map(str, folder.glob(f"{split}-*.parquet"))) if folder else []
-    try:
-        if files:
-            table = load_dataset("parquet", data_files={split: files}, split=rows)
-        else:
-            table = load_dataset("uoft-cs/cifar10", split=rows)
-    except Exception as error:  # datasets raises a dozen kinds, down to those of pyarrow
-        if files:
-            message = (
-                f"A parquet file of CIFAR-10 in {folder} is damaged or not in the hub's layout "
-                f"({type(error).__name__}): copy {', '.join(Path(f).name for f in files)} again."
-            )
-        else:
-            where = f"no {split}-*.parquet in {folder}" if root else "CFGDISTILL_DATA is not set"
-            message = (
-                f"CIFAR-10 could not be had from the hub ({type(error).__name__}), and {where}: "
-                "connect to the network, or set CFGDISTILL_DATA to a folder that holds "
-                "cifar10/plain_text/*.parquet from huggingface.co/datasets/uoft-cs/cifar10."
-            )
-        raise OSError(message) from error
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in table["img"]])
-    labels = torch.tensor(table["label"])
-    return Data(
-        "cifar10",
-        split,
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        labels,
-        tuple(CIFAR10_CLASSES),
-        levels=255,
-        mirror=True,
-    )
+    folder = Path(root).expanduser() / "cifar10" / "plain_text" if root else None
+    files = sorted(folder.glob(f"{split}-*.parquet")) if folder else []
+    if files:
+        what = f"CIFAR-10 in {folder}"
+        table = _read(files, what)
+    else:
+        what = "CIFAR-10 on the hub"
+        where = f"no {split}-*.parquet in {folder}" if root else "CFGDISTILL_DATA is not set"
+        advice = (
+            f"{where}: connect to the network, or set CFGDISTILL_DATA to a folder that holds "
+            "cifar10/plain_text/*.parquet from huggingface.co/datasets/uoft-cs/cifar10."
+        )
+        table = _from_hub("uoft-cs/cifar10", "CIFAR-10", advice)[split]
+    named = f"{what}, split {split!r},"
+    image, label = (_column(table, pair, named) for pair in (("img", "image"), ("label", "labels")))
+    names = getattr(table.features[label], "names", CIFAR10_CLASSES)  # none where it is a number
+    each = CIFAR10_ROWS[split] // 10
+    if names != CIFAR10_CLASSES or Counter(table[label]) != dict.fromkeys(range(10), each):
+        raise ValueError(
+            f"{named} is not CIFAR-10, which has {each:,} images of each of its classes "
+            f"{', '.join(CIFAR10_CLASSES)}, but has {len(table):,} rows of {', '.join(names)}: "
+            "fetch huggingface.co/datasets/uoft-cs/cifar10."
+        )
+    table = table if images is None else table.select(range(min(images, len(table))))
+    pixels = _pictures(table, image, named, _of_cifar10)
+    labels = torch.tensor(table[label])
+    names = tuple(CIFAR10_CLASSES)
+    return Data("cifar10", split, pixels, labels, names, levels=255, mirror=True)
+
+
+def _of_cifar10(image) -> Tensor:
+    if image.size != (32, 32):
+        raise ValueError(f"it is {image.width} x {image.height}, not 32 x 32")
+    return _square(image, 32)
 
 
 def load_captioned(
@@ -190,34 +193,35 @@ def load_captioned(
 
     emoji        1,716 + 182 Noto emoji with their English names, without skin tones; they come
                  with the package. "emoji-skin-tones": all 3,456 + 332
-    a folder     with parquet files in the hub's layout, {split}-*.parquet or others
-    owner/name   of a data set on the hub
+    a folder     with parquet files in the hub's layout: what is test says so in the name of a file
+                 or folder, as for `datasets`
+    owner/name   of a data set on the hub, or owner/name:configuration
     a .txt file  with a caption in every line, and no images: then each example is empty, [0]
 
-    Columns: `image`, and `text` or `caption`. A source without the split "test" keeps every tenth
-    row for it.
+    Columns: `image` or `img`, and `text` or `caption`. A source without the split "test" keeps
+    every tenth row for it. OSError for what cannot be had or read, ValueError for rows that are no
+    captioned images.
     """
     one_of("split", split, SPLITS)
     if source.endswith(".txt"):
         return _captions_alone(source, split, images)
-    table = _captioned_table(source)
-    if "test" in table:
-        table = table[split]
-    else:
-        every = table["train"]
-        table = every.select(_rows_of(split, len(every)))
+    table, named = _captioned_table(source, split), f"{source}, split {split!r},"
     if source == "emoji":
-        table = table.filter(lambda tone: not tone, input_columns="skin_tone")
+        table = table.select([i for i, tone in enumerate(table["skin_tone"]) if not tone])
     if images is not None:
         table = table.select(range(min(images, len(table))))
-    text = next((name for name in ("text", "caption") if name in table.column_names), None)
-    if "image" not in table.column_names or text is None:
-        raise ValueError(
-            f"{source} has the columns {', '.join(table.column_names)}: a captioned data set needs "
-            "`image`, and `text` or `caption`."
-        )
-    pixels = torch.stack([_square(image, size) for image in table["image"]])
+    image, text = (_column(table, pair, named) for pair in (("image", "img"), ("text", "caption")))
     captions = tuple(table[text])
+    for i, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            found = (
+                "no caption" if caption is None else f"a caption of type {type(caption).__name__}"
+            )
+            raise ValueError(
+                f"{named} has {found} in row {i}: write one text in every row of {text!r}; of a "
+                "list, pick one."
+            )
+    pixels = _pictures(table, image, named, lambda image: _square(image, size))
     return Data(source, split, pixels, torch.arange(len(captions)), captions, levels=255)
 
 
@@ -228,9 +232,21 @@ def _rows_of(split: str, n: int) -> list[int]:
 
 def _captions_alone(source: str, split: str, images: int | None) -> Data:
     try:
-        lines = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines()]
+        raw = Path(source).read_bytes()
+        text = raw.decode("utf-8-sig")
+        if "\0" in text:
+            raise UnicodeDecodeError("utf-8", raw, raw.index(b"\0"), len(raw), "a zero byte")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{source} is not in UTF-8 (line {line}: {error.reason}): save it as UTF-8."
+        ) from error
     except OSError as error:
-        raise OSError(f"The captions {source!r} could not be read: name another file.") from error
+        raise OSError(
+            f"The captions {source!r} could not be read ({error.strerror}): name another file."
+        ) from error
+    # Not splitlines, which also cuts at characters that may stand inside a caption.
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
     lines = [line for line in lines if line]
     captions = tuple(lines[i] for i in _rows_of(split, len(lines))[:images])
     if not captions:
@@ -239,25 +255,153 @@ def _captions_alone(source: str, split: str, images: int | None) -> Data:
     return Data(source, split, torch.empty(n, 0), torch.arange(n), captions, levels=None)
 
 
-def _captioned_table(source: str):
-    from datasets import load_dataset
-
+def _captioned_table(source: str, split: str):
+    """The rows of one split, those of "test" held out of "train" where the source does not."""
     ours = source in ("emoji", "emoji-skin-tones")
     folder = Path(str(files("cfgdistill_emoji"))) if ours else Path(source)
+    if folder.is_dir():
+        splits = _splits_of(folder)
+    else:
+        name, _, configuration = source.partition(":")
+        what = f"The captioned images {source!r}"
+        advice = "name 'emoji', a folder with parquet files, or a data set that can be reached."
+        splits = _from_hub(name, what, advice, configuration or None)
+    held_out = "train" in splits and "test" not in splits
+    if split not in splits and not held_out:
+        raise ValueError(f"{source} has no split {split!r}, only {', '.join(splits)}.")
+    table = splits["train" if held_out else split]
+    if isinstance(table, list):
+        table = _read(table, source)
+    return table.select(_rows_of(split, len(table))) if held_out else table
+
+
+def _splits_of(folder: Path) -> dict[str, list[Path]]:
+    """The parquet files of each split, whose word stands in the name of a file or of a folder.
+
+    By the rules of `datasets` (whole words, hidden folders ignored), in any case; and stricter:
+    files that match where others do not, or that belong to several sets, are refused.
+    """
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    words = {word: str(split) for split, own in SPLIT_KEYWORDS.items() for word in own}
+    splits: dict[str, list[Path]] = {}
+    sets = set()  # folders above those that name a split
+    for file in sorted(folder.rglob("*.parquet")):
+        parts = file.relative_to(folder).parts
+        if any(part.startswith((".", "__")) for part in parts):
+            continue
+        said = [{words.get(w) for w in re.split("[^a-z]+", p.lower())} - {None} for p in parts]
+        names = sorted(set().union(*said))
+        if len(names) > 1:
+            raise ValueError(
+                f"{file} is of several splits by its name, {', '.join(names)}: rename it."
+            )
+        splits.setdefault("".join(names), []).append(file)
+        if names:
+            sets.add("/".join(parts[: next(i for i, own in enumerate(said) if own)]) or ".")
+    if not splits:
+        raise OSError(f"{folder} has no parquet files: name a folder that holds captioned images.")
+    if len(sets) > 1:
+        raise ValueError(
+            f"{folder} holds several sets, {', '.join(sorted(sets))}: name one of them."
+        )
+    without = splits.pop("", [])
+    if without and splits:
+        raise ValueError(
+            f"{folder} has files of a split ({', '.join(splits)}) and {without[0]}, which names "
+            "none: rename it to train, validation or test, or move it away."
+        )
+    return splits or {"train": without}
+
+
+def _read(files: Sequence[Path], what: str):
+    """Rows of parquet files as they are now: the cache of `datasets` knows a file by its name and
+    time only, and must be writable."""
+    import pyarrow.parquet
+    from datasets import Dataset, concatenate_datasets
+
+    for file in files:
+        part = re.fullmatch(r"(.*-)\d+(-of-(\d+)\.parquet)", file.name)
+        if part and (n := len(list(file.parent.glob(f"{part[1]}*{part[2]}")))) != int(part[3]):
+            raise OSError(f"{what} has {n} of the {int(part[3])} parts of {file.name}: copy them all.")
     try:
-        if folder.is_dir():
-            found = sorted(folder.rglob("*.parquet"))
-            splits = {
-                split: [str(f) for f in found if f.name.startswith(split)] for split in SPLITS
-            }
-            splits = {split: names for split, names in splits.items() if names}
-            return load_dataset("parquet", data_files=splits or {"train": list(map(str, found))})
-        return load_dataset(source)
+        tables = [Dataset(pyarrow.parquet.ParquetFile(file).read()) for file in files]
+        return concatenate_datasets(tables)
+    except Exception as error:  # pyarrow and datasets raise a dozen kinds
+        names = ", ".join(file.name for file in files)
+        raise OSError(
+            _about_disk(error, what)
+            or f"{what} is damaged, or not parquet in the hub's layout ({_last_line(error)}): copy "
+            f"{names} again."
+        ) from error
+
+
+def _from_hub(name: str, what: str, advice: str, configuration: str | None = None):
+    """All splits of a data set of the hub."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, configuration)
     except Exception as error:  # datasets raises a dozen kinds, down to those of pyarrow
         raise OSError(
-            f"The captioned images {source!r} could not be had ({type(error).__name__}): name "
-            "'emoji', a folder with parquet files, or a data set of the hub that can be reached."
+            _about_disk(error, what)
+            or f"{what} could not be had from the hub ({_last_line(error)}): {advice}"
         ) from error
+
+
+def _about_disk(error: BaseException | None, what: str) -> str:
+    """A sentence where a disk is full, or closed to us; else nothing."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return (
+                f"{what} could not be had, as {error.filename} may not be used: change its "
+                "permissions, or name another folder in HF_HOME for what the hub sends."
+            )
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"{what} could not be had, as the disk is full: free some space, or name a folder "
+                "on another one in HF_HOME for what the hub sends."
+            )
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _last_line(error: Exception) -> str:
+    """The kind of an error, and what its own message ends with."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1].strip().rstrip('.')}".removesuffix(": ")
+
+
+def _column(table, names: Sequence[str], what: str) -> str:
+    """The first of these columns that is there."""
+    found = [name for name in names if name in table.column_names]
+    if not found:
+        wanted = " or ".join(map(repr, names))
+        raise ValueError(
+            f"{what} has the columns {', '.join(table.column_names)}, and none of the name "
+            f"{wanted}: rename one."
+        )
+    return found[0]
+
+
+def _pictures(table, column: str, what: str, made: Callable) -> Tensor:
+    """uint8 [n, 3, h, w]: each row's image, in whatever form parquet has it, as `made` makes it."""
+    from datasets import Image
+
+    found = []
+    try:
+        table = table.cast_column(column, Image())
+        for i in range(len(table)):
+            found.append(made(table[i][column]))
+    except Exception as error:  # of Pillow, zlib, pyarrow and others
+        raise ValueError(
+            f"{what} has no image that can be read in row {len(found)} ({_last_line(error)}): mend "
+            "that row, or leave it out."
+        ) from error
+    if not found:
+        raise ValueError(f"{what} has no rows: name a source that has some.")
+    return torch.stack(found)
 
 
 def _square(image, size: int) -> Tensor:
@@ -265,7 +409,11 @@ def _square(image, size: int) -> Tensor:
     import numpy as np
     from PIL import Image
 
-    if image.mode != "RGB":
+    if image is None:
+        raise ValueError("there is none")
+    if image.mode[0] in "IF":
+        image = _grey(image)
+    if image.mode != "RGB" or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     side = min(image.size)
@@ -274,3 +422,17 @@ def _square(image, size: int) -> Tensor:
     if side != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _grey(image):
+    """Grey of more than 8 bits in 8, scaled by its range. Pillow would cut off all above 255."""
+    import numpy as np
+    from PIL import Image
+
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    bits, kind = tags.get(258, (16,))[0], tags.get(339, (1,))[0]  # BitsPerSample, SampleFormat
+    pixels = np.asarray(image)
+    pixels = pixels.view(np.uint32) if bits == 32 else pixels
+    if image.mode == "F" or kind != 1 or pixels.min() < 0 or pixels.max() >= 2**bits:
+        raise ValueError("its numbers have no known range: save it with 8 or 16 bits, unsigned")
+    return Image.fromarray((pixels / (2**bits - 1) * 255).round().astype(np.uint8))

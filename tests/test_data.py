@@ -1,15 +1,17 @@
 """Data by name: what is in it, and that it does not change."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 from dataclasses import replace
 
+import pyarrow.parquet
 import pytest
 import torch
 
-from cfgdistill.data import CIFAR10_CLASSES, Data, load_data
+from cfgdistill.data import CIFAR10_CLASSES, Data, load_captioned, load_data
 
 DIGITS_HASH = {
     "train": "37d15a4ce8c5ff26a58b9202fdf0daf4d6c7e5ad041e8f5885af4b35e002a13c",
@@ -170,34 +172,34 @@ def test_the_cifar10_test_split_has_its_known_bytes_and_1000_images_of_each_clas
 
 
 @pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    """The cache of `datasets` in a folder of this test."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def small(monkeypatch):
+    """As if CIFAR-10 had 20 images in each split."""
+    monkeypatch.setattr("cfgdistill.data.CIFAR10_ROWS", {"train": 20, "test": 20})
 
 
-def write_parquet(folder, n=7, split="train"):
+def write_parquet(
+    folder, n=20, split="train", columns=("img", "label"), side=32, classes=CIFAR10_CLASSES
+):
     """n images in the hub's layout; image i has red i, green 10 i, blue 255 and label i mod 10."""
-    import pyarrow
-    import pyarrow.parquet
     from PIL import Image
 
     def png(i):
         file = io.BytesIO()
-        Image.new("RGB", (32, 32), (i, 10 * i, 255)).save(file, "PNG")
+        Image.new("RGB", (side, side), (i, 10 * i, 255)).save(file, "PNG")
         return {"bytes": file.getvalue(), "path": None}
 
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     table = pyarrow.table(
         {
-            "img": pyarrow.array([png(i) for i in range(n)], image),
-            "label": pyarrow.array([i % 10 for i in range(n)], pyarrow.int64()),
+            columns[0]: pyarrow.array([png(i) for i in range(n)], image),
+            columns[1]: pyarrow.array([i % 10 for i in range(n)], pyarrow.int64()),
         }
     )
-    names = {"names": list(CIFAR10_CLASSES), "_type": "ClassLabel"}
-    info = json.dumps({"info": {"features": {"img": {"_type": "Image"}, "label": names}}})
-    table = table.replace_schema_metadata({"huggingface": info})
+    if classes:
+        names = {"names": list(classes), "_type": "ClassLabel"}
+        features = dict(zip(columns, ({"_type": "Image"}, names), strict=True))
+        about = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": about})
     folder = folder / "cifar10" / "plain_text"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}-00000-of-00001.parquet"
@@ -205,28 +207,98 @@ def write_parquet(folder, n=7, split="train"):
     return path
 
 
-def test_cifar10_is_read_from_a_folder_in_the_hubs_layout(tmp_path, monkeypatch, own_cache):
-    write_parquet(tmp_path)
+@pytest.mark.parametrize("columns", [("img", "label"), ("image", "labels")])
+@pytest.mark.parametrize("classes", [CIFAR10_CLASSES, None])  # None: as pyarrow or pandas write it
+def test_cifar10_is_read_from_a_folder_in_the_hubs_layout(
+    tmp_path, monkeypatch, small, columns, classes
+):
+    write_parquet(tmp_path, columns=columns, classes=classes)
     monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
     data = load_data("cifar10", "train")
-    assert data.labels.tolist() == [0, 1, 2, 3, 4, 5, 6] and data.shape == (3, 32, 32)
-    for channel, known in enumerate(([*range(7)], [*range(0, 70, 10)], [255] * 7)):
+    assert data.labels.tolist() == [*range(10)] * 2 and data.shape == (3, 32, 32)
+    for channel, known in enumerate(([*range(20)], [*range(0, 200, 10)], [255] * 20)):
         assert data.stored[:, channel].flatten(1).unique(dim=1)[:, 0].tolist() == known
     x, _ = data.batch(torch.tensor([3]))
     torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([3, 30, 255.0]) / 127.5 - 1)
     assert len(load_data("cifar10", "train", images=4)) == 4
 
 
-def test_a_truncated_parquet_file_is_one_sentence(tmp_path, monkeypatch, own_cache):
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"n": 10}, "2 images of each .* but has 10 rows"),
+        ({"side": 96}, r"row 0 \(ValueError: it is 96 x 96, not 32 x 32\)"),
+        ({"classes": "car bird cat deer dog frog horse monkey ship truck".split()}, "monkey"),
+        ({"columns": ("photo", "label")}, "columns photo, label, and none .* 'img' or 'image'"),
+    ],
+)
+def test_what_is_not_cifar10_does_not_get_its_name(tmp_path, monkeypatch, small, how, sentence):
+    write_parquet(tmp_path, **how)
+    monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=f"(?s)^CIFAR-10 in .*split 'train', .*{sentence}"):
+        load_data("cifar10", images=3)
+
+
+def test_a_file_of_the_same_name_and_time_is_read_again(tmp_path, monkeypatch, small):
+    monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+    path = write_parquet(tmp_path)
+    then, before = path.stat(), load_data("cifar10")
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.take([*range(19, -1, -1)]), path)
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    after = load_data("cifar10")
+    assert after.hash != before.hash and torch.equal(after.stored, before.stored.flip(0))
+
+
+def test_local_files_are_read_without_a_cache_and_without_a_home(tmp_path, monkeypatch, small):
+    import datasets
+
+    write_parquet(tmp_path)
+    monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+    (tmp_path / "file").touch()  # where no folder can be made, as in a home without write bits
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    assert len(load_data("cifar10")) == 20
+
+
+def test_a_truncated_parquet_file_is_one_sentence(tmp_path, monkeypatch):
     path = write_parquet(tmp_path, split="test")
     path.write_bytes(path.read_bytes()[:-100])
     monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
-    with pytest.raises(OSError, match=r"CIFAR-10 in .* is damaged .* copy test-00000-of-00001"):
+    with pytest.raises(OSError, match=r"CIFAR-10 in .* is damaged.* copy test-00000-of-00001"):
         load_data("cifar10", "test")
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "x may not be used: change its permissions"),
+        (errno.EROFS, "x may not be used: change its permissions"),
+        (errno.ENOSPC, "the disk is full: free some space"),
+    ],
+)
+def test_a_closed_or_full_disk_is_not_called_damage(tmp_path, monkeypatch, number, advice):
+    def refuse(*given):
+        raise RuntimeError("generation failed") from OSError(number, "no", "x")
+
+    write_parquet(tmp_path)
+    monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    for load in (lambda: load_data("cifar10"), lambda: load_captioned("nobody/nothing")):
+        with pytest.raises(OSError, match=advice):
+            load()
+
+
+def test_parts_that_are_missing_are_told(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path)
+    path.rename(path.with_name("train-00000-of-00002.parquet"))
+    monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+    with pytest.raises(OSError, match="has 1 of the 2 parts of train-00000-of-00002.parquet"):
+        load_data("cifar10")
+
+
 @pytest.mark.parametrize("local", [None, "an empty folder"])
-def test_no_network_and_no_local_copy_is_one_sentence(tmp_path, monkeypatch, own_cache, local):
+def test_no_network_and_no_local_copy_is_one_sentence(tmp_path, monkeypatch, local):
     import datasets
     import huggingface_hub
 

@@ -1,9 +1,13 @@
 """The latent track: captioned images, the matcher that judges them, and the same stages."""
 
+import io
 import json
+import re
 
 import datasets
 import huggingface_hub
+import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -12,7 +16,7 @@ from PIL import Image
 
 from cfgdistill import GuidedDenoiser, cli, ddim, get_recipe, last
 from cfgdistill.checkpoints import read_card, read_tensors
-from cfgdistill.data import Data, load_captioned
+from cfgdistill.data import SPLITS, Data, load_captioned
 from cfgdistill.encoders import Latents, VAEEncoder
 from cfgdistill.metrics import Matcher, classification_loss, generate
 from cfgdistill.stages import (
@@ -84,15 +88,176 @@ def test_a_folder_with_splits_and_the_column_text(folder, tmp_path):
     assert load_captioned(str(tmp_path / "splits"), "test", size=4).class_names == ("blue",)
 
 
+def write_captioned(path, captions, images=None, **columns):
+    """A parquet file by pyarrow alone, which knows nothing of images: they are plain bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = images or [png(Image.new("RGB", (4, 4), "blue"))] * len(captions)
+    table = pyarrow.table({"image": images, "text": captions, **columns})
+    pyarrow.parquet.write_table(table, path)
+
+
+def png(image, kind="PNG", **how):
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("birds-train.parquet", "birds-test.parquet"),
+        ("TRAIN.parquet", "Test.parquet"),
+        ("data/training_1.parquet", "data/evaluation.1.parquet"),
+        ("latest-train.parquet", "contest-test.parquet"),
+    ],
+)
+def test_rows_held_out_are_known_by_a_word_in_the_name_of_a_file_or_folder(tmp_path, train, test):
+    write_captioned(tmp_path / train, ["a", "b"])
+    write_captioned(tmp_path / test, ["c"])
+    held_out = train.lower().replace("training", "train").replace("train", "val")
+    write_captioned(tmp_path / held_out, ["d"])
+    write_captioned(tmp_path / ".hidden" / "train.parquet", ["e"])
+    found = [load_captioned(str(tmp_path), split, size=4).class_names for split in SPLITS]
+    assert found == [("a", "b"), ("c",)]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["train.parquet", "more.parquet"], "more.parquet, which names none: rename it"),
+        (["train/test.parquet"], "several splits by its name, test, train: rename"),
+        (["a/train/0.parquet", "b/train/0.parquet"], "several sets, a, b: name one of them"),
+        (["train.parquet", "b/test.parquet"], "several sets, ., b: name one of them"),
+        (["test.parquet"], "has no split 'train', only test"),
+        (["val.parquet"], "has no split 'train', only validation"),
+    ],
+)
+def test_a_folder_whose_splits_are_not_plain_is_refused_with_its_files(tmp_path, files, sentence):
+    for file in files:
+        write_captioned(tmp_path / file, ["a"])
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_captioned(str(tmp_path))
+
+
+def test_files_without_the_name_of_a_split_are_one_set(tmp_path):
+    for k in range(2):
+        write_captioned(tmp_path / f"part{k}" / "trainer.parquet", [f"{k}{i}" for i in range(5)])
+    assert load_captioned(str(tmp_path), "test", size=4).class_names == ("14",)
+
+
+def test_images_come_as_bytes_or_with_a_path_and_under_either_name(tmp_path):
+    blue = png(Image.new("RGB", (4, 4), "blue"))
+    (tmp_path / "0.png").write_bytes(blue)
+    forms = [blue, {"bytes": blue, "path": None}, {"bytes": blue, "path": "gone.png"}]
+    for form in [*forms, {"bytes": None, "path": str(tmp_path / "0.png")}, str(tmp_path / "0.png")]:
+        for image, text in (("image", "caption"), ("img", "text")):
+            table = pyarrow.table({image: [form], text: ["blue"]})
+            pyarrow.parquet.write_table(table, tmp_path / "0.parquet")
+            data = load_captioned(str(tmp_path), size=2)
+            assert data.stored[0, :, 0, 0].tolist() == [0, 0, 255]
+
+
+GREY = np.array([[0, 127 * 257], [200 * 257, 65535]], dtype=np.uint16)
+# Pillow only writes 32 bits as signed: the value of the tag SampleFormat is changed from 2 to 1.
+SIGNED = png(Image.fromarray((GREY.astype(np.uint32) * 65537).view(np.int32)), "TIFF")
+TAG = b"\x53\x01\x03\x00\x01\x00\x00\x00"
+UNSIGNED = SIGNED.replace(TAG + b"\x02", TAG + b"\x01")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(Image.fromarray(GREY)),
+        png(Image.fromarray(GREY), "TIFF"),
+        UNSIGNED,
+    ],
+)
+def test_grey_of_many_bits_is_scaled_by_its_range(tmp_path, data):
+    write_captioned(tmp_path / "0.parquet", ["grey"], [data])
+    found = load_captioned(str(tmp_path), size=2).stored[0]
+    assert found.tolist() == [[[0, 127], [200, 255]]] * 3
+
+
+def test_hidden_colour_under_transparency_is_white(tmp_path):
+    black = Image.new("RGB", (4, 4))
+    for image in (black, black.convert("L"), black.convert("P")):
+        write_captioned(
+            tmp_path / "0.parquet",
+            ["nothing"],
+            [png(image, transparency=(0, 0, 0) if image.mode == "RGB" else 0)],
+        )
+        assert (load_captioned(str(tmp_path), size=4).stored == 255).all()
+
+
+whole = png(Image.effect_noise((64, 64), 50))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        None,
+        b"",
+        b"<html>not found</html>",
+        whole[: len(whole) // 2],
+        png(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"),
+        SIGNED,
+    ],
+    ids=["null", "empty", "html", "truncated", "float", "signed"],
+)
+def test_an_image_that_cannot_be_read_is_told_with_its_set_split_and_row(tmp_path, damaged):
+    images = [png(Image.new("L", (4, 4))), damaged]
+    write_captioned(tmp_path / "train.parquet", ["a", "b"], images)
+    write_captioned(tmp_path / "test.parquet", ["c"])
+    where = f"{re.escape(str(tmp_path))}, split 'train', has no image that can be read in row 1"
+    with pytest.raises(ValueError, match=rf"^{where} \(\w+: [^\n]*\): mend that row.*\.$"):
+        load_captioned(str(tmp_path), size=4)
+
+
+@pytest.mark.parametrize(
+    ("caption", "sentence"),
+    [
+        (None, "no caption in row 1"),
+        (["two", "of them"], "a caption of type list in row 0: .* pick one"),
+        (7, "a caption of type int in row 0: write one text"),
+    ],
+)
+def test_captions_that_are_no_text_are_refused_before_images_are_read(tmp_path, caption, sentence):
+    captions = ["one", None] if caption is None else [caption, caption]
+    write_captioned(tmp_path / "0.parquet", captions, [b"no image", b"nor this"])
+    with pytest.raises(ValueError, match=sentence):
+        load_captioned(str(tmp_path))
+
+
+def test_captions_in_a_file_have_no_mark_at_their_start_and_end_at_line_ends_only(tmp_path):
+    file = tmp_path / "captions.txt"
+    lines = ["cat", "two\u2028words", "one\x0bmore\x85", "last"]
+    for mark, end in (("", "\n"), ("\ufeff", "\r\n"), ("", "\r")):
+        file.write_bytes((mark + end.join(lines) + end).encode())
+        assert load_captioned(str(file)).class_names == (*lines[:2], "one\x0bmore", "last")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_captions_in_another_encoding_are_told_with_file_and_line(tmp_path, encoding):
+    file = tmp_path / "captions.txt"
+    file.write_bytes("cat\n\u00e9t\u00e9\n".encode(encoding))
+    line = 1 if encoding == "utf-16" else 2
+    with pytest.raises(ValueError, match=rf"captions.txt is not in UTF-8 \(line {line}: .*save it"):
+        load_captioned(str(file))
+
+
 def test_captioned_sources_that_cannot_be_had_are_refused_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="name 'emoji', a folder with parquet files"):
         load_captioned("nobody/nothing")
-    with pytest.raises(OSError, match="could not be had"):
+    with pytest.raises(OSError, match="has no parquet files"):
         load_captioned(str(tmp_path))  # an empty folder
     Dataset.from_dict({"image": [1], "name": ["a"]}).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="image, name: a captioned data set needs"):
+    with pytest.raises(ValueError, match="image, name, and none .* 'text' or 'caption': rename"):
+        load_captioned(str(tmp_path))
+    Dataset.from_dict({"image": [1], "text": ["a"]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="no image that can be read in row 0"):
         load_captioned(str(tmp_path))
     with pytest.raises(ValueError, match="There is no split"):
         load_captioned("emoji", "validation")
