@@ -161,6 +161,11 @@ def write_text(path: Path, text: str) -> None:
     _write(path, lambda tmp: tmp.write_text(text))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file, replaced as a whole or not at all."""
+    _write(path, lambda tmp: tmp.write_bytes(content))
+
+
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, flush to the disk, then rename: a reader never sees half a file."""
     tmp = path.with_name(path.name + ".tmp")

@@ -117,6 +117,11 @@ class Data:
         return digest.hexdigest()
 
 
+def whole_levels(x: Tensor) -> Tensor:
+    """Images in [-1, 1] as the nearest of the whole numbers 0 .. 255, uint8."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def load_data(name: str, split: str = "train", images: int | None = None) -> Data:
     """The data set `name`, its "train" or "test" split, or only the first `images` of it.
 

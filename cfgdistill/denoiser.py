@@ -55,7 +55,16 @@ class Denoiser(nn.Module):
         self.net, self.schedule, self.prediction_type = net, schedule, prediction_type
         self.steps, self.sampler = steps, sampler
         self.w_range, self.num_classes = w_range, num_classes
-        self.nfe = 0
+        # A tensor: torch.compile would take a number for a constant, and compile every call anew.
+        self.evaluations = torch.zeros((), dtype=torch.long, device="cpu")
+
+    @property
+    def nfe(self) -> int:
+        return self.evaluations.item()
+
+    @nfe.setter
+    def nfe(self, count: int) -> None:
+        self.evaluations.fill_(count)
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +84,7 @@ class Denoiser(nn.Module):
         w = None if w is None else per_example(w, z)
         if cond is not None and len(cond) != len(z):
             raise ValueError(f"{len(cond)} conditions for {len(z)} examples: pass one for each.")
-        self.nfe += 1
+        self.evaluations.add_(1)
         output = self.net(z, t, cond, w)
         if output.shape != z.shape:
             raise ValueError(
@@ -135,6 +144,9 @@ class Denoiser(nn.Module):
                     )
                 )
             check_w(w, *self.w_range)
+
+
+W_LIMIT = 1000.0  # of a model without a range; (1 + w) times a prediction is nonsense long before
 
 
 def check_w(w: Number, low: float, high: float) -> None:

@@ -49,20 +49,21 @@ def weighted_error(
     pred: Prediction, v: Example, logsnr: PerExample, weighting: Weighting
 ) -> PerExample:
     """omega(logsnr) ||x - x_target||^2, averaged over an example's dimensions, [b]."""
-    return weighting(logsnr) * (pred.v - v).square().flatten(1).mean(1)
+    # In the precision of logsnr, which is never half: squares would leave its range.
+    return weighting(logsnr) * (pred.v - v).to(logsnr.dtype).square().flatten(1).mean(1)
 
 
 def diffusion_loss(
     denoiser,
     x: Example,
     cond: Tensor | None,
-    t: PerExample,
+    t: Number,
     *,
     eps: Example | None = None,
     weighting: Weighting = snr_plus_one,
 ) -> PerExample:
     """How far the denoiser is from the v that made z_t: the teacher's training loss, [b]."""
-    eps = torch.randn_like(x) if eps is None else eps
+    t, eps = per_example(t, x), torch.randn_like(x) if eps is None else eps
     alpha, sigma = denoiser.schedule.alpha_sigma(t)
     pred = denoiser(denoiser.schedule.add_noise(x, eps, t), t, cond)
     v = expand(alpha, x) * eps - expand(sigma, x) * x

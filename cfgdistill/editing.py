@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from cfgdistill.sampling import walk
-from cfgdistill.schedules import Example, Number, per_example
+from cfgdistill.schedules import Example, Number, PerExample, per_example
 
 
 def strengths(steps: int) -> list[float]:
@@ -63,8 +63,8 @@ def inpaint(
         )
     times, mask = [i / steps for i in range(start, -1, -1)], mask.to(x)
 
-    def keep(z: Example, s: float) -> Example:
-        return mask * z + (1 - mask) * denoiser.schedule.add_noise(x, eps, per_example(s, x))
+    def keep(z: Example, s: PerExample) -> Example:
+        return mask * z + (1 - mask) * denoiser.schedule.add_noise(x, eps, s)
 
     z = denoiser.schedule.add_noise(x, eps, per_example(times[0], x))
     return walk(denoiser, z, times, cond, w, after_step=keep)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cfgdistill.denoiser import Denoiser, check_w
+from cfgdistill.denoiser import W_LIMIT, Denoiser, check_w
 from cfgdistill.parameterization import Prediction, convert
 from cfgdistill.schedules import Example, Number, PerExample, Schedule, expand, per_example
 
@@ -59,7 +59,7 @@ class GuidedDenoiser(nn.Module):
         null = torch.as_tensor(self.null, dtype=cond.dtype, device=cond.device).expand_as(cond)
         # One call on a doubled batch is faster than two calls, and it is two evaluations.
         both = self.denoiser(torch.cat([z, z]), torch.cat([t, t]), torch.cat([cond, null]))
-        self.denoiser.nfe += 1
+        self.denoiser.evaluations.add_(1)
         v_cond, v_uncond = both.v.chunk(2)
         # x, eps and v are linear in each other given z, so the combination may be done in any.
         v = guide(v_cond, v_uncond, expand(w, z))
@@ -68,13 +68,13 @@ class GuidedDenoiser(nn.Module):
     def check(
         self, steps: int, cond: Tensor | None, w: Number | None, sampler: str = "ddim"
     ) -> None:
-        """As `Denoiser.check`. A guided pair takes any w >= 0."""
+        """As `Denoiser.check`. A guided pair takes any sensible w >= 0."""
         if cond is None or w is None:
             raise ValueError(
                 "A guided teacher needs both a condition and a weight: pass cond and w."
             )
         self.denoiser.check(steps, cond, None, sampler)
-        check_w(w, 0.0, math.inf)
+        check_w(w, 0.0, W_LIMIT)
 
 
 def drop_condition(cond: Tensor, null: int | Tensor, p: float, u: PerExample) -> Tensor:

@@ -6,6 +6,8 @@ net it is never called that.
 """
 
 import copy
+import functools
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +21,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
-from cfgdistill.data import Data
+from cfgdistill.data import Data, whole_levels
 from cfgdistill.denoiser import default_device
 from cfgdistill.sampling import ddim, last
 from cfgdistill.training import random_at
@@ -143,6 +145,27 @@ def share_of_this_process() -> slice:
     return slice(torch.distributed.get_rank(), None, torch.distributed.get_world_size())
 
 
+def _from(first: int, share: slice) -> slice:
+    """A share of all examples, of those that begin with number `first`."""
+    return slice((share.start - first) % share.step, None, share.step)
+
+
+def _in_order(gathered: Tensor) -> Tensor:
+    """What k processes have, one after the other, in the order in which one would have it."""
+    k = share_of_this_process().step
+    order = torch.cat([torch.arange(p, len(gathered), k) for p in range(k)]).argsort()
+    return gathered[order.to(gathered.device)]
+
+
+def _where_float64_is(device: torch.device) -> torch.device:
+    """`device`, or the CPU where it knows no float64, as Apple's GPUs."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.device("cpu")
+    return device
+
+
 class _Given(nn.Identity):
     """The feature net of a torchmetrics metric that is handed features instead of images."""
 
@@ -155,8 +178,9 @@ class KernelDistance(KernelInceptionDistance):
     """torchmetrics' kernel distance in subsets of 1,000 samples, or of all if they are fewer."""
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        sizes = [len(dim_zero_cat(f)) for f in (self.real_features, self.fake_features)]
-        self.subset_size = min(1000, *sizes)
+        self.real_features = [_in_order(dim_zero_cat(self.real_features))]
+        self.fake_features = [_in_order(dim_zero_cat(self.fake_features))]
+        self.subset_size = min(1000, len(self.real_features[0]), len(self.fake_features[0]))
         return super().compute()
 
 
@@ -223,7 +247,7 @@ class Judge:
     The last four of these need single features: they look at the first `most` samples, so that
     memory does not grow with their number. Any module will do that gives features
     [b, num_features] when called, and class logits [b, k] of those by `head`. Several processes
-    that each judge a part of the samples get the same answer, for all of them.
+    that each judge a share of the samples get the same answer, for all of them.
     """
 
     def __init__(
@@ -233,23 +257,26 @@ class Judge:
         self.name = f"{reference.name} {classifier.kind}, {classifier.num_features} features"
         self.reference = f"{reference.name} {reference.split}, {len(reference)} images"
         self.device = next(classifier.parameters()).device
+        self.sums_on = _where_float64_is(self.device)
+        self.share = share_of_this_process()
         given = _Given(classifier.num_features)  # one pass of the net serves all of them
         keep = {"reset_real_features": False}
-        self.frechet = FrechetInceptionDistance(given, **keep).to(self.device)
+        self.frechet = FrechetInceptionDistance(given, **keep).to(self.sums_on)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Metric .* will save all extracted features")
-            self.kernel = KernelDistance(given, subsets=20, **keep).to(self.device)
-            self.inception = InceptionScore(given, splits=1).to(self.device)
-        self.manifold = PrecisionRecall().to(self.device)
-        self.accuracy = MulticlassAccuracy(reference.num_classes, average="micro").to(self.device)
+            self.kernel = KernelDistance(given, subsets=20, **keep).to(self.sums_on)
+            self.inception = InceptionScore(given, splits=1).to(self.sums_on)
+        self.manifold = PrecisionRecall().to(self.sums_on)
+        self.accuracy = MulticlassAccuracy(reference.num_classes, average="micro").to(self.sums_on)
         self.samples = 0
         with torch.no_grad():
-            for rows in torch.arange(len(reference))[share_of_this_process()].split(batch):
-                features = classifier(reference.batch(rows)[0].to(self.device))
+            for rows in torch.arange(len(reference))[self.share].split(batch):
+                features = classifier(reference.batch(rows)[0].to(self.device)).to(self.sums_on)
                 self.frechet.update(features, real=True)
-                if rows[0] < most:  # several processes keep a part each
-                    self.kernel.update(features, real=True)
-                    self.manifold.update(features, real=True)
+                if rows[0] < most:
+                    single = features[: int((rows < most).sum())]
+                    self.kernel.update(single, real=True)
+                    self.manifold.update(single, real=True)
 
     def reset(self) -> None:
         """Forget the samples; keep the reference."""
@@ -259,17 +286,22 @@ class Judge:
 
     @torch.no_grad()
     def update(self, x: Tensor, labels: Tensor) -> None:
-        """Take in samples x [b, *d] in [-1, 1] that should be of the classes `labels`, [b]."""
+        """Take in samples x [b, *d] in [-1, 1] that should be of the classes `labels`, [b].
+
+        Where k processes run, each takes in every k-th, as `samples` and `evaluate` share them.
+        """
+        most = len(range(self.most)[self.share])  # of this process
         for part, own in zip(x.split(self.batch), labels.split(self.batch), strict=True):
-            part, own = part.to(self.device), own.to(self.device)
-            features = self.classifier(part)
-            logits = self.classifier.head(features)
+            features = self.classifier(part.to(self.device))
+            logits = self.classifier.head(features).to(self.sums_on)
+            features, own = features.to(self.sums_on), own.to(self.sums_on)
             self.frechet.update(features, real=False)
             self.accuracy.update(logits, own)
-            if self.samples < self.most:
-                self.kernel.update(features, real=False)
-                self.manifold.update(features, real=False)
-                self.inception.update(logits)
+            single = max(0, most - self.samples)
+            if single:
+                self.kernel.update(features[:single], real=False)
+                self.manifold.update(features[:single], real=False)
+                self.inception.update(logits[:single])
             self.samples += len(part)
 
     def compute(self) -> dict[str, float]:
@@ -308,18 +340,36 @@ def samples(
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """One sample for each label or other condition, batch by batch: [b, *shape] in [-1, 1], or
-    what `decode` makes of latents.
+    what `decode` makes of latents. ValueError where they are no finite numbers.
 
-    The same seed gives every model the same noise; what a sampler adds on the way comes from a
-    generator of its own. With a `share`, only those of each batch are sampled.
+    The same seed gives every model the same noise. What a sampler adds on the way comes from a
+    generator for each image, whose numbers depend on the seed, the sampler and the image's place
+    among all. With a `share`, only those of all samples are made: the same as without it.
     """
-    device = denoiser.device
-    noise = torch.Generator().manual_seed(seed)
-    added = {} if sampler is ddim else {"generator": random_at(seed, sampler.__name__, share.start)}
-    for cond in labels.split(batch):
-        z = torch.randn(len(cond), *shape, generator=noise)[share].to(device)
-        x = last(sampler(denoiser, z, steps, cond[share].to(device), w, **added))
+    noise, name = torch.Generator().manual_seed(seed), sampler_name(sampler)
+    for first in range(0, len(labels), batch):
+        own = range(first, min(first + batch, len(labels)))[_from(first, share)]
+        z = torch.randn(min(batch, len(labels) - first), *shape, generator=noise, device="cpu")
+        z = z[_from(first, share)].to(denoiser.device)
+        cond = labels[own.start : own.stop : own.step].to(denoiser.device)
+        added = {}
+        if "generator" in inspect.signature(sampler).parameters:
+            added["generator"] = [random_at(seed, name, i) for i in own]
+        x = last(sampler(denoiser, z, steps, cond, w, **added))
+        if not x.isfinite().all():
+            raise ValueError(
+                f"The samples at w = {w} hold numbers that are not finite: choose a smaller w, or "
+                "look at the model's loss, if it is so at every w."
+            )
         yield x.cpu().clamp(-1, 1) if decode is None else decode(x).cpu()
+
+
+def sampler_name(sampler: Callable) -> str:
+    """What tables, caches and seeds call it; what a functools.partial fixes is part of the name."""
+    if isinstance(sampler, functools.partial):
+        fixed = [*map(repr, sampler.args), *(f"{k}={v!r}" for k, v in sampler.keywords.items())]
+        return f"{sampler_name(sampler.func)}({', '.join(fixed)})"
+    return getattr(sampler, "__name__", type(sampler).__name__)
 
 
 def generate(denoiser, shape: tuple[int, ...], labels: Tensor, **how) -> Tensor:
@@ -344,7 +394,7 @@ def evaluate(
 ) -> dict:
     """One row of a results table: quality and cost of n samples, the classes in equal parts.
 
-    Samples are judged batch by batch and forgotten; several processes share every batch. With a
+    Samples are judged batch by batch and forgotten; several processes share them. With a
     `teacher` the row also has distance_to_teacher: the root mean square, over pixels in [-1, 1], of
     what lies between a sample and the teacher's own, by DDIM in teacher_steps from the same noise
     and at the same w. It may also be given as those samples, [n, *d], made by `generate`.
@@ -352,24 +402,25 @@ def evaluate(
     (conds, labels), share = data.prompts(n), share_of_this_process()
     how = {"w": w, "seed": seed, "batch": batch, "share": share, "decode": data.decode}
     mine = samples(denoiser, data.shape, conds, steps=steps, sampler=sampler, **how)
+    firsts = range(0, n, batch)
     if isinstance(teacher, Tensor):
-        truth = (part[share] for part in teacher.split(batch))
+        truth = (teacher[first : first + batch][_from(first, share)] for first in firsts)
     elif teacher is not None:
         truth = samples(teacher, data.shape, conds, steps=teacher_steps, **how)
     distance, seconds = MeanSquaredError(squared=False).to(judge.device), 0.0
     judge.reset()
-    for own in labels.split(batch):
+    for first in firsts:
         denoiser.nfe = 0
         started = time.perf_counter()
         x = next(mine)
         seconds += time.perf_counter() - started
         nfe = denoiser.nfe
-        judge.update(x, own[share])
+        judge.update(x, labels[first : first + batch][_from(first, share)])
         if teacher is not None:
             distance.update(x.to(judge.device), next(truth).to(judge.device))
     row = {
         "model": model,
-        "sampler": sampler.__name__,
+        "sampler": sampler_name(sampler),
         "steps": steps,
         "nfe": nfe,
         "w": w,
@@ -378,6 +429,12 @@ def evaluate(
     }
     if teacher is not None:
         row["distance_to_teacher"] = round(distance.compute().item(), 4)
+    if n <= judge.classifier.num_features:
+        row["warning"] = (
+            f"{n} samples are too few for a distance of {judge.classifier.num_features} features, "
+            "whose covariance they do not fix: compare it with nothing, or take many more."
+        )
+        warnings.warn(row["warning"], stacklevel=2)
     return row
 
 
@@ -416,10 +473,24 @@ def published_fid(batches: Iterable[Tensor], reference: Data) -> float:
             "The published FID compares with all 50,000 training images of cifar10, not with "
             f"{len(reference)} of {reference.name} {reference.split}: use our own distance instead."
         )
+    frechet = _inception(reference)
+    frechet.reset()  # of the samples of another call; the reference stays
+    seen = 0
+    for x in batches:
+        frechet.update(whole_levels(x).to(frechet.device), real=False)
+        seen += len(x)
+    if seen != FID_SAMPLES:
+        raise ValueError(f"The published FID is defined on {FID_SAMPLES:,} samples, not {seen:,}.")
+    return frechet.compute().item()
+
+
+@functools.lru_cache(maxsize=1)
+def _inception(reference: Data):
+    """The Frechet distance of the published FID, which has seen the reference."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frechet = FrechetInceptionDistance(2048)
+            frechet = FrechetInceptionDistance(2048, reset_real_features=False)
     except ModuleNotFoundError as error:
         raise OSError(
             "The published FID needs torch-fidelity, which is not installed: "
@@ -431,20 +502,10 @@ def published_fid(batches: Iterable[Tensor], reference: Data) -> float:
             f"({type(error).__name__}: {error}): connect to the network, or put them where "
             "torch-fidelity looks, ~/.cache/torch/hub/checkpoints."
         ) from error
-    frechet.to(default_device())
-
-    def update(x, real):
-        frechet.update(((x + 1) * 127.5).round().to(torch.uint8).to(frechet.device), real=real)
-
-    seen = 0
-    for x in batches:
-        update(x, False)
-        seen += len(x)
-    if seen != FID_SAMPLES:
-        raise ValueError(f"The published FID is defined on {FID_SAMPLES:,} samples, not {seen:,}.")
+    frechet.to(_where_float64_is(default_device()))
     for rows in torch.arange(len(reference)).split(250):
-        update(reference.batch(rows)[0], True)
-    return frechet.compute().item()
+        frechet.update(whole_levels(reference.batch(rows)[0]).to(frechet.device), real=True)
+    return frechet
 
 
 def clip_score(
@@ -478,8 +539,7 @@ def clip_score(
         setattr(clip, name, _features_alone(getattr(clip, name)))
     score = CLIPScore(lambda: (clip, processor)).to(default_device())
     for rows in torch.arange(len(images)).split(batch):
-        x = ((images[rows] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        score.update(x.to(score.device), [captions[i] for i in rows])
+        score.update(whole_levels(images[rows]).to(score.device), [captions[i] for i in rows])
     return score.compute().item()
 
 

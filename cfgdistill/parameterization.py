@@ -29,16 +29,20 @@ def convert(
 
     At alpha = 0 an eps-prediction says nothing about x, and at sigma = 0 an x-prediction says
     nothing about eps: there the division is limited as if |logsnr| were 20. v has no such hole.
+    Half-precision z is taken at its word, in float32, and gets answers in its own precision.
     """
     alpha, sigma = expand(alpha, z), expand(sigma, z)
     smallest = math.exp(-LOGSNR_LIMIT / 2)  # alpha at logsnr = -20, sigma at logsnr = 20
     if prediction_type == "v":
-        x, eps = alpha * z - sigma * output, sigma * z + alpha * output
-        return Prediction(x, eps, output)
-    if prediction_type == "eps":
-        x = (z - sigma * output) / alpha.clamp_min(smallest)
-        return Prediction(x, output, alpha * output - sigma * x)
-    if prediction_type == "x":
-        eps = (z - alpha * output) / sigma.clamp_min(smallest)
-        return Prediction(output, eps, alpha * eps - sigma * output)
-    raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, not {prediction_type!r}.")
+        v, x, eps = output, alpha * z - sigma * output, sigma * z + alpha * output
+    elif prediction_type == "eps":
+        eps, x = output, (z - sigma * output) / alpha.clamp_min(smallest)
+        v = alpha * eps - sigma * x
+    elif prediction_type == "x":
+        x, eps = output, (z - alpha * output) / sigma.clamp_min(smallest)
+        v = alpha * eps - sigma * x
+    else:
+        raise ValueError(
+            f"prediction_type must be one of {PREDICTION_TYPES}, not {prediction_type!r}."
+        )
+    return Prediction(x.to(z.dtype), eps.to(z.dtype), v.to(z.dtype))

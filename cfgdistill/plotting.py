@@ -1,6 +1,7 @@
 """Figures: one style, colours that colour-blind readers can tell apart, and alt text for all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
+
+from cfgdistill.checkpoints import write_bytes
+from cfgdistill.data import whole_levels
 
 # Okabe & Ito's palette, in an order that also differs in lightness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -35,9 +39,12 @@ def show(fig: Figure, alt: str, path: str | Path | None = None) -> None:
     if not alt.strip():
         raise ValueError("A figure needs alt text: one or two sentences that say what it shows.")
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        kind = Path(path).suffix[1:] or "png"
         with plt.rc_context(STYLE):
-            fig.savefig(path, metadata={"Description": alt})
+            _write(
+                Path(path),
+                lambda file: fig.savefig(file, format=kind, metadata={"Description": alt}),
+            )
     plt.close(fig)  # otherwise the notebook's backend shows it a second time, without alt text
     display(fig, metadata={"image/png": {"alt": alt}})
 
@@ -63,12 +70,19 @@ def draw_images(axis, x: Tensor, columns: int, title: str = "") -> None:
 
 
 def save_images(x: Tensor, columns: int, path: str | Path) -> None:
-    """Write a mosaic of images [n, c, h, w] in [-1, 1], each pixel four times as large."""
-    picture = mosaic(x, columns).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    """Write a mosaic of images [n, c, h, w] in [-1, 1] as png, each pixel four times as large."""
+    picture = whole_levels(2 * mosaic(x, columns) - 1)
+    picture = picture.repeat_interleave(4, 0).repeat_interleave(4, 1)
     if picture.shape[-1] == 1:
         picture = picture.expand(*picture.shape[:2], 3)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    plt.imsave(path, picture.numpy())
+    _write(Path(path), lambda file: plt.imsave(file, picture.numpy(), format="png"))
+
+
+def _write(path: Path, draw: Callable[[BytesIO], object]) -> None:
+    """A picture, replaced as a whole or not at all."""
+    picture = BytesIO()
+    draw(picture)
+    write_bytes(path, picture.getvalue())
 
 
 def sample_grid(pictures: dict[str, dict[str, Tensor]], columns: int) -> Figure:

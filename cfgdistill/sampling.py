@@ -5,7 +5,7 @@ alpha_s x + sigma_s eps = cos(d) z_t + sin(d) v. So a step is known by where it 
 read back from the two ends: that is `implied_v`, the heart of progressive distillation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,11 +14,15 @@ from torch import Tensor
 from cfgdistill.parameterization import Prediction
 from cfgdistill.schedules import Example, Number, PerExample, Schedule, expand, per_example
 
+# One for all examples together, or one for each, so that an example does not depend on the others.
+Generator = torch.Generator | Sequence[torch.Generator] | None
+
 
 def ddim_step(pred: Prediction, s: PerExample, schedule: Schedule) -> Example:
     """z_s = alpha_s x + sigma_s eps  (Song et al. 2021, eq. 12 without noise)."""
     alpha, sigma = schedule.alpha_sigma(s)
-    return expand(alpha, pred.x) * pred.x + expand(sigma, pred.x) * pred.eps
+    z_s = expand(alpha, pred.x) * pred.x + expand(sigma, pred.x) * pred.eps
+    return z_s.to(pred.x.dtype)
 
 
 def implied_v(
@@ -31,7 +35,7 @@ def implied_v(
     both directions of time.
     """
     d = expand(schedule.angle(s) - schedule.angle(t), z_t)
-    return (z_s - d.cos() * z_t) / d.sin()
+    return ((z_s - d.cos() * z_t) / d.sin()).to(z_t.dtype)
 
 
 def ddim(
@@ -55,9 +59,10 @@ def ddim_encode(
 
 def walk(denoiser, z, times, cond, w, after_step=None) -> Iterator[Example]:
     """DDIM from each of `times` to the next; after_step(z, s), where given, may change every z."""
-    for t, s in pairwise(times):
+    w = None if w is None else per_example(w, z)
+    for t, s in pairwise([per_example(t, z) for t in times]):
         with torch.no_grad():  # not around the yield: there the caller's code runs
-            z = ddim_step(denoiser(z, t, cond, w), per_example(s, z), denoiser.schedule)
+            z = ddim_step(denoiser(z, t, cond, w), s, denoiser.schedule)
             if after_step is not None:
                 z = after_step(z, s)
         yield z
@@ -95,7 +100,8 @@ def renoise(
     (alpha_k, sigma_k), (alpha_s, sigma_s) = schedule.alpha_sigma(k), schedule.alpha_sigma(s)
     ratio = alpha_s / alpha_k
     variance = sigma_s**2 - ratio**2 * sigma_k**2
-    return expand(ratio, z_k) * z_k + expand(variance.clamp_min(0).sqrt(), z_k) * eps
+    z_s = expand(ratio, z_k) * z_k + expand(variance.clamp_min(0).sqrt(), z_k) * eps
+    return z_s.to(z_k.dtype)
 
 
 def stochastic(
@@ -104,13 +110,14 @@ def stochastic(
     steps: int,
     cond: Tensor | None = None,
     w: Number | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
 ) -> Iterator[Example]:
     """The N-step stochastic sampler of Meng et al. 2023: a jump of double length, then some noise.
 
     From t = i/N, DDIM to t - 2/N and noise back up to t - 1/N; from t = 1/N, DDIM to 0. Yields
     every z; the last one is the sample. Costs `steps` calls. N = 1 is `ddim`. The noise comes from
-    `generator`, on the CPU, so that it is the same on every device.
+    `generator`, on the CPU, so that it is the same on every device: from one generator, or from a
+    list of them, one for each example.
     """
     denoiser.check(steps, cond, w, "stochastic")
     return _jump_and_renoise(denoiser, z, steps, cond, w, generator)
@@ -122,7 +129,7 @@ def ancestral(
     steps: int,
     cond: Tensor | None = None,
     w: Number | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
 ) -> Iterator[Example]:
     """DDPM's sampler: z_s is drawn from q(z_s | z_t, x) at the predicted x, in equal steps of time.
 
@@ -135,30 +142,37 @@ def ancestral(
 
 
 def _ancestral(denoiser, z, steps, cond, w, generator):
+    w = None if w is None else per_example(w, z)
     for i in range(steps, 0, -1):
         with torch.no_grad():
-            (alpha_t, sigma_t), (alpha_s, sigma_s) = (
-                denoiser.schedule.alpha_sigma(per_example(j / steps, z)) for j in (i, i - 1)
-            )
+            t, s = (per_example(j / steps, z) for j in (i, i - 1))
+            (alpha_t, sigma_t), (alpha_s, sigma_s) = map(denoiser.schedule.alpha_sigma, (t, s))
             variance = (sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)
             kept = (sigma_s**2 - variance).clamp_min(0).sqrt()
-            pred = denoiser(z, i / steps, cond, w)
-            z = expand(alpha_s, z) * pred.x + expand(kept, z) * pred.eps
+            pred = denoiser(z, t, cond, w)
+            z_s = expand(alpha_s, z) * pred.x + expand(kept, z) * pred.eps
             if i > 1:
-                z = z + expand(variance.sqrt(), z) * _noise_like(z, generator)
+                z_s = z_s + expand(variance.sqrt(), z) * _noise_like(z, generator)
+            z = z_s.to(z.dtype)
         yield z
 
 
 def _noise_like(z, generator):
-    return torch.randn(z.shape, dtype=z.dtype, generator=generator).to(z.device)
+    dtype = torch.promote_types(z.dtype, torch.float32)  # the same numbers in every precision
+    how = {"dtype": dtype, "device": "cpu"}
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(z.shape, generator=generator, **how).to(z)
+    if len(generator) != len(z):
+        raise ValueError(f"{len(generator)} generators for {len(z)} examples: pass one for each.")
+    return torch.stack([torch.randn(z.shape[1:], generator=g, **how) for g in generator]).to(z)
 
 
 def _jump_and_renoise(denoiser, z, steps, cond, w, generator):
-    schedule = denoiser.schedule
+    schedule, w = denoiser.schedule, None if w is None else per_example(w, z)
     for i in range(steps, 0, -1):
         with torch.no_grad():
-            k, s = (per_example(max(i - jump, 0) / steps, z) for jump in (2, 1))
-            z = ddim_step(denoiser(z, i / steps, cond, w), k, schedule)
+            t, k, s = (per_example(max(i - jump, 0) / steps, z) for jump in (0, 2, 1))
+            z = ddim_step(denoiser(z, t, cond, w), k, schedule)
             if i > 1:
                 z = renoise(z, _noise_like(z, generator), k, s, schedule)
         yield z

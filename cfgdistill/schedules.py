@@ -24,10 +24,19 @@ def expand(a: Shaped[Tensor, " b"], like: Shaped[Tensor, " b *d"]) -> Tensor:
 
 
 def per_example(value: Number, like: Example) -> PerExample:
-    """A Number as a [b] tensor beside `like`."""
-    if not isinstance(value, Tensor):
-        return like.new_full((len(like),), value)  # made on the device, which need not wait for it
-    value = value.to(like)
+    """A Number as a [b] tensor beside `like`: in float32, or float64 where `like` is.
+
+    Never in half precision, in which t = 255/256 is 1 and w = 0.3 is 0.3008, whatever z is in.
+    """
+    if not like.is_floating_point():
+        raise ValueError(
+            f"z and x must be floating-point numbers, not {like.dtype}: scale images to [-1, 1], "
+            "as whole numbers 0 .. 255 are by x / 127.5 - 1."
+        )
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if not isinstance(value, Tensor):  # made on the device, which need not wait for it
+        return like.new_full((len(like),), value, dtype=dtype)
+    value = value.to(like.device, dtype)
     if value.ndim > 1 or value.ndim == 1 and len(value) != len(like):
         raise ValueError(
             f"{list(value.shape)} does not fit a batch of {len(like)} examples: "
@@ -59,8 +68,8 @@ class Schedule(ABC):
 
     def add_noise(self, x: Example, eps: Example, t: PerExample) -> Example:
         """z_t = alpha_t x + sigma_t eps."""
-        alpha, sigma = self.alpha_sigma(t)
-        return expand(alpha, x) * x + expand(sigma, x) * eps
+        alpha, sigma = self.alpha_sigma(per_example(t, x))
+        return (expand(alpha, x) * x + expand(sigma, x) * eps).to(x.dtype)
 
     def describe(self) -> str | dict:
         """What is needed to build this schedule again (JSON): its name, or its table."""
@@ -92,9 +101,12 @@ class DiscreteSchedule(Schedule):
         self.alphas_cumprod, self.made_of = alphas_cumprod.double(), made_of
         angles = torch.acos(self.alphas_cumprod.sqrt())
         self.angles = torch.cat([angles.new_zeros(1), angles])
+        self._copies: dict[tuple, Tensor] = {}  # of the angles, where they were asked for
 
     def angle(self, t: PerExample) -> PerExample:
-        angles = self.angles.to(t)
+        if (t.device, t.dtype) not in self._copies:
+            self._copies[t.device, t.dtype] = self.angles.to(t)
+        angles = self._copies[t.device, t.dtype]
         position = t * (len(angles) - 1)
         low = position.floor().long().clamp(0, len(angles) - 2)
         return torch.lerp(angles[low], angles[low + 1], position - low)

@@ -45,6 +45,7 @@ from cfgdistill.metrics import (
     classification_loss,
     evaluate,
     generate,
+    sampler_name,
 )
 from cfgdistill.sampling import ddim
 from cfgdistill.training import (
@@ -389,7 +390,7 @@ def evaluate_rows(
     known = truth is None or isinstance(truth, Truth)
     rows = []
     for n, w in itertools.product(steps, weights):
-        about = [data.hash[:16], model, sampler.__name__, n, w, recipe.samples, recipe.seed]
+        about = [data.hash[:16], model, sampler_name(sampler), n, w, recipe.samples, recipe.seed]
         key = "/".join(map(str, [*networks, *about, getattr(truth, "made_of", None)]))
         row = kept.get(key) if known else None
         if row is None:

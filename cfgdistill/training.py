@@ -37,6 +37,7 @@ from cfgdistill.distillation import (
     snr_plus_one,
 )
 from cfgdistill.guidance import drop_condition, sample_w
+from cfgdistill.schedules import per_example
 
 Loss = Callable[[nn.Module, Tensor, Tensor, "Draw"], Tensor]  # model, x, cond, draw -> [b]
 
@@ -148,7 +149,7 @@ def stage_two_loss(
         w = sample_w(draw.uniform(), w_range, w_power) if w_range is not None else None
         if drop:
             cond = drop_condition(cond, teacher.num_classes, drop, draw.uniform())
-        i = draw.integers(steps).to(x) + (jump > 0)
+        i = per_example(draw.integers(steps), x) + (jump > 0)
         t, mid, s = ((i - back).clamp_min(0) / steps for back in (0, jump / 2, jump))
         eps = draw.normal(x.shape[1:])
         losses = progressive_loss(

@@ -66,7 +66,7 @@ class _UNet(nn.Module):
             )
         # Entry k of a diffusers schedule is t = (k + 1) / T.
         k = self.timesteps * t - 1
-        condition["timestep_cond"] = None if w is None else embed_w(w, features)
+        condition["timestep_cond"] = None if w is None else embed_w(w, features).to(z.dtype)
         return self._call(z, k, **condition)
 
     def _call(self, z: Example, k: PerExample, **condition) -> Example:

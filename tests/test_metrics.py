@@ -1,5 +1,7 @@
 """Metrics against closed forms, and the row of a results table."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import Wave
@@ -23,6 +25,7 @@ from cfgdistill.metrics import (
     evaluate,
     generate,
     published_fid,
+    sampler_name,
     samples,
 )
 from cfgdistill.toy import pinwheel
@@ -322,19 +325,79 @@ def test_the_noise_that_a_sampler_adds_comes_from_the_seed_and_not_from_the_init
     torch.testing.assert_close(generate(student(), steps=1, seed=4, **how), one)
 
 
-def test_shares_of_several_processes_together_are_all_the_samples():
-    how = dict(steps=2, w=0.0, batch=8)
-    whole = generate(student(), (1, 4, 4), torch.arange(16) % 3, **how)
-    parts = [
-        torch.cat(
-            list(
-                samples(student(), (1, 4, 4), torch.arange(16) % 3, share=slice(k, None, 2), **how)
-            )
-        )
-        for k in (0, 1)
-    ]
-    together = torch.stack(parts, 1).flatten(0, 1)
-    torch.testing.assert_close(together, whole)
+SAMPLERS = [ddim, stochastic, ancestral]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_neither_the_batch_nor_the_number_of_processes_changes_a_sample(sampler):
+    how = dict(shape=(1, 4, 4), labels=torch.arange(17) % 3, steps=3, w=0.0, sampler=sampler)
+    whole = generate(student(), batch=17, **how)
+    torch.testing.assert_close(generate(student(), batch=5, **how), whole)
+    for k in (2, 3):
+        for rank in range(k):
+            own = generate(student(), batch=7, share=slice(rank, None, k), **how)
+            torch.testing.assert_close(own, whole[rank::k])
+
+
+def test_the_first_samples_are_the_same_however_many_are_asked_for():
+    how = dict(shape=(1, 4, 4), steps=2, w=0.0, sampler=stochastic)
+    few, many = (generate(student(), labels=torch.arange(n) % 3, **how) for n in (4, 9))
+    torch.testing.assert_close(many[:4], few)
+
+
+def own_sampler(denoiser, z, steps, cond, w):
+    yield from ddim(denoiser, z, steps, cond, w)
+
+
+def test_a_sampler_may_be_a_function_of_ones_own_or_a_partial_one():
+    how = dict(shape=(1, 4, 4), labels=LABELS, steps=2, w=0.0)
+    known = generate(student(), **how)
+    for sampler in (own_sampler, partial(own_sampler), partial(ddim)):
+        assert torch.equal(generate(student(), sampler=sampler, **how), known)
+    judge = Judge(Identity(), reference(white()))
+    how = dict(model="s", steps=1, w=0.0, n=20, sampler=own_sampler)
+    assert evaluate(student(), judge, POINTS, **how)["sampler"] == "own_sampler"
+    assert sampler_name(partial(stochastic, w=1.0)) == "stochastic(w=1.0)"
+
+
+def test_samples_that_are_not_finite_are_refused_and_name_w():
+    class Broken(Scaled):
+        def forward(self, z, t, cond, w):
+            return z / 0
+
+    broken = Denoiser(Broken(), CosineSchedule())
+    with pytest.raises(ValueError, match="samples at w = 2.5 hold numbers that are not finite"):
+        generate(broken, (1, 4, 4), LABELS, steps=1, w=2.5)
+
+
+def test_a_row_of_too_few_samples_says_so():
+    judge = Judge(Identity(), reference(white()))
+    judge.classifier.num_features = 20  # for the sentence only
+    with pytest.warns(UserWarning, match="20 samples are too few for a distance of 20 features"):
+        row = evaluate(student(), judge, POINTS, model="s", steps=1, w=0.0, n=20)
+    assert row["warning"].startswith("20 samples are too few")
+    row = evaluate(student(), judge, POINTS, model="s", steps=1, w=0.0, n=21)
+    assert "warning" not in row
+
+
+def test_several_processes_keep_the_first_samples_and_no_more(monkeypatch):
+    x, labels = white(60).float(), torch.zeros(60).long()
+    for k, most in ((1, 25), (2, 25), (3, 20), (3, 100)):
+        kept = {"real": [], "fake": []}
+        for rank in range(k):
+            share = slice(rank, None, k)
+            monkeypatch.setattr(metrics, "share_of_this_process", lambda share=share: share)
+            judge = Judge(Identity(), reference(x), batch=7, most=most)
+            judge.reset()
+            for first in range(0, 60, 9):  # as `evaluate` hands them out
+                own = slice((rank - first) % k, None, k)
+                judge.update(x[first : first + 9][own], labels[first : first + 9][own])
+            kept["real"] += [torch.cat(judge.kernel.real_features)]
+            kept["fake"] += [torch.cat(judge.kernel.fake_features)]
+            assert torch.equal(torch.cat(judge.manifold.fake), kept["fake"][-1])
+        for parts in kept.values():
+            # What k processes gathered, in the order in which one has it.
+            assert torch.equal(metrics._in_order(torch.cat(parts)), x[:most])
 
 
 def test_the_distance_to_the_teacher_is_the_root_mean_square_of_the_difference():
@@ -378,7 +441,7 @@ def test_the_published_fid_is_refused_for_another_reference():
 
 
 def test_the_published_fid_is_refused_without_torch_fidelity(monkeypatch):
-    def missing(feature):
+    def missing(feature, **more):
         raise ModuleNotFoundError("no torch-fidelity")
 
     monkeypatch.setattr(metrics, "FrechetInceptionDistance", missing)
@@ -386,7 +449,7 @@ def test_the_published_fid_is_refused_without_torch_fidelity(monkeypatch):
 
 
 def test_the_published_fid_is_refused_without_its_weights(monkeypatch):
-    def offline(feature):
+    def offline(feature, **more):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(metrics, "FrechetInceptionDistance", offline)
@@ -399,8 +462,11 @@ def test_the_published_fid_asks_for_inception_with_50_000_samples_as_whole_numbe
     class Fake:
         device = torch.device("cpu")
 
-        def __init__(self, feature):
-            asked.append(feature)
+        def __init__(self, feature, reset_real_features):
+            asked.append((feature, reset_real_features))
+
+        def reset(self):
+            seen[False].clear()
 
         def to(self, device):
             return self
@@ -413,8 +479,10 @@ def test_the_published_fid_asks_for_inception_with_50_000_samples_as_whole_numbe
 
     monkeypatch.setattr(metrics, "FrechetInceptionDistance", Fake)
     levels = torch.tensor([-1.0, 0.0, 1.0])[:, None, None].expand(25_000, 3, 1, 1)
-    assert published_fid(iter([levels, levels]), train_split()) == 2.5
-    assert asked == [2048] and seen[False][0].dtype == torch.uint8
+    data = train_split()
+    for _ in range(2):  # the real images go through Inception once
+        assert published_fid(iter([levels, levels]), data) == 2.5
+    assert asked == [(2048, False)] and seen[False][0].dtype == torch.uint8
     assert seen[False][0][0].flatten().tolist() == [0, 128, 255]
     assert sum(map(len, seen[True])) == 50_000
     refused("defined on 50,000 samples, not 25,000", iter([levels]))

@@ -194,3 +194,17 @@ def test_a_schedule_says_in_json_what_it_is():
     again = DiscreteSchedule(torch.tensor(said["alphas_cumprod"], dtype=torch.float64))
     assert torch.equal(again.angles, schedule.angles)
     assert CosineSchedule().describe() == "CosineSchedule"
+
+
+def test_the_table_of_a_discrete_schedule_goes_to_each_device_and_precision_once(monkeypatch):
+    schedule, to, moves = DiscreteSchedule(linear_alphas_cumprod(64)), torch.Tensor.to, []
+
+    def noted(a, *given, **more):
+        if a is schedule.angles:
+            moves.append(given)
+        return to(a, *given, **more)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    for t in 3 * [torch.rand(2), torch.rand(2, dtype=torch.float64), torch.rand(2, device="meta")]:
+        schedule.angle(t)
+    assert len(moves) == 3

@@ -1,0 +1,43 @@
+"""Pictures as files: the nearest level, and whole or not at all."""
+
+import pytest
+import torch
+from PIL import Image
+
+from cfgdistill.data import load_data, whole_levels
+from cfgdistill.plotting import save_images
+
+
+def test_whole_levels_are_the_nearest_and_undo_a_batch():
+    levels = torch.arange(256)
+    for shift in (-0.4, 0.0, 0.4):
+        x = (levels + shift) / 127.5 - 1
+        assert torch.equal(whole_levels(x), levels.to(torch.uint8))
+    assert whole_levels(torch.tensor([-2.0, 2.0])).tolist() == [0, 255]
+    digits = load_data("digits", images=10)
+    back = whole_levels(digits.all()[0])
+    torch.testing.assert_close(back.double() / 255 * 16, digits.stored.double(), rtol=0, atol=0.04)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_on_disk_has_the_nearest_levels(channels, tmp_path):
+    x = torch.tensor([200.6, 200.4, 0.0, 255.0]).reshape(1, 1, 2, 2).expand(1, channels, 2, 2)
+    save_images(x / 127.5 - 1, 1, tmp_path / "new" / "x.png")
+    picture = Image.open(tmp_path / "new" / "x.png").convert("RGB")
+    found = [picture.getpixel((4 * k, 4 * i)) for i in (0, 1) for k in (0, 1)]
+    assert found == [(level,) * 3 for level in (201, 200, 0, 255)]
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one_and_names_the_path(
+    tmp_path, monkeypatch
+):
+    file, x = tmp_path / "x.png", torch.zeros(1, 1, 2, 2)
+    file.write_text("the old one")
+
+    def full(*given, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="x.png could not be written .*untouched"):
+        save_images(x, 1, file)
+    assert file.read_text() == "the old one" and list(tmp_path.iterdir()) == [file]
