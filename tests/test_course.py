@@ -25,7 +25,7 @@ COURSE = [f"{number:02d}" for number in range(12)]
 ON_IMAGES = [script for script in SCRIPTS if "02" <= script.stem[:2] <= "07"]
 
 # Kernels of another instruction set: with them every sum has other last bits.
-OTHER_KERNELS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+OTHER_KERNELS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 TINY = """# ---
 # jupyter:
