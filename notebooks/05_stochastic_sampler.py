@@ -537,7 +537,7 @@ for w in (0.0, 3.0):
 # 1. In `stochastic_from_scratch` and in `factors`, add too little noise (half of $\sigma_{s|k}$). Which of the checks above notices, and which number
 #    of the Gaussian chain changes?
 # 2. Use the deterministic 2-step student under the stochastic sampler with 4 steps, in spite of the refusal (`student.sampler = None`,
-#    `student.steps = None`). Which of its four jumps goes wrong?
+#    `student.steps = None`). Which of its four jumps go wrong?
 # 3. The chain on the Gaussian loses variance in its first halving. By how much does the loss shrink when the chain starts at twice as many steps, and why?
 # 4. Write a sampler in between: jump by $1 + \eta$ steps and come back by $\eta$. For which $\eta$ do you get DDIM, for
 #    which this sampler? Which students would you need?

@@ -161,7 +161,7 @@ for k in (1, 2):
 # %% [markdown]
 # The label is gone and came back as another one. You may have expected a point to keep its place *along* the arm. It does rather the opposite:
 # inner points of arm 0 tend to become outer points of the other arms. What is kept is where a point lies in the *plane*: what was on the left stays on the left.
-# The flow moves every point as little as it must, and knows nothing of arms.
+# The flow moves points along smooth paths in the plane, and knows nothing of places along an arm.
 #
 # That is what style transfer does. *Style* is whatever the condition leaves open, but which part of it survives is for the flow to decide:
 # it keeps what its geometry keeps. We will have to measure that for digits, too.
@@ -253,7 +253,7 @@ for steps in (32, 16, 8, 4, 2, 1):
     )
 
 # %% [markdown]
-# The error doubles each time the number of steps is halved, as in the plane, until at 4 steps and fewer most of the image is lost.
+# The error doubles each time the number of steps is halved, as in the plane, until at 4 steps and fewer there is little left to lose.
 #
 # ## 5. Encoders
 #
@@ -357,7 +357,7 @@ show(
 
 # %% [markdown]
 # Not quite. The mean is right, and the correlations are hardly larger than those of independent draws. In the middle of the image the spread is close to 1. But the
-# histogram is too pointed, since the columns on the left and right have a spread of only 0.3 to 0.5. The map beside it shows why: those pixels are black in
+# histogram is too pointed, since the columns on the left and right have a spread of only 0.3 to 0.6. The map beside it shows why: those pixels are black in
 # nearly every digit. To turn a single value into a whole bell curve the
 # flow would have to be infinitely steep at $t = 0$, and no network and no finite step is. It is the price of data without
 # noise in it, and it costs little here: a decoder puts black where it belongs from any noise.
@@ -448,8 +448,8 @@ print(f"of another image {'':25s} {chance[0]:14.2f} {chance[1]:12.2f}")
 
 # %% [markdown]
 # The class changes in at least 98 % of the cases, and the amount of ink goes along with the image: a correlation of 0.8 to 0.9 where chance gives 0. The slant
-# does so only in part, 0.25 to 0.4. As in the plane, a part of what the label leaves open is kept, not all of it: a slanted 0 and a slanted 7 have
-# their ink in different pixels, but a bold one has more of it everywhere. Guidance makes
+# does so only in part, 0.25 to 0.4. As in the plane, a part of what the label leaves open is kept, not all of it. (One reason may be that a slanted 0 and a slanted 7 have
+# their ink in different pixels, while a bold digit of any class has more of it everywhere.) Guidance makes
 # the class a little surer (from 98 % to 100 %) and keeps a little less of the hand: the more typical a digit of its class, the less room there is for anything else.
 # And students with one step up and one down keep and change the same as the teacher does with 128 evaluations.
 #

@@ -15,13 +15,13 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/09_distilling_text_to_image.ipynb)
 #
-# The teacher of the last notebook spent 100 evaluations on a picture: 50 steps of two. Stage one and stage two
+# The teacher of the last notebook spent 100 evaluations on a picture: 50 steps of two each. Stage one and stage two
 # ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)) turn it into a
 # student of 4, 2 or 1, with the same functions as in pixel space. Then we **give it away**: as a folder that stock
 # diffusers loads, on machines that have never heard of this package.
 #
 # A surprise first, so that you do not expect too much: *this* teacher does not need 100 evaluations. With 8 its pictures are hardly
-# different, and no student of 8 evaluations comes closer. What distillation gains is to be seen below that, at 4, 2 and 1. Why that is so,
+# different, and no student of 8 evaluations comes closer. The gain shows below that, at 4, 2 and 1. Why that is so,
 # and why it would not be so for a larger data set, is a part of this notebook.
 #
 # **You will**
