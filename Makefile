@@ -9,7 +9,7 @@ NAMES ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo demo-latent test bench results notebooks resolve lint clean
+.PHONY: help env demo demo-latent test bench results notebooks resolve wheel lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
 	@echo "make lint       ruff, check and format"
 	@echo "make resolve    do the tested versions fit every Python and system that the README names?"
+	@echo "make wheel      does the package work, and find its models, where it is installed from a wheel?"
 	@echo "make env        only the environment, .venv"
 	@echo "make clean      delete caches and out/, with the models trained there"
 	@echo "On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes the"
@@ -91,6 +92,20 @@ resolve: $(STAMP)
 	      --python-platform $$system --only-binary :all: -c constraints.txt --extra dev pyproject.toml >/dev/null; \
 	  done; \
 	done
+
+# The last commit as others get it: built, installed and used far from this checkout.
+wheel: $(STAMP)
+	@set -e; python=$$PWD/$(BIN)/python; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+	mkdir "$$away/source" "$$away/work"; git archive HEAD | tar -x -C "$$away/source"; cd "$$away/work"; \
+	$$python -m pip wheel --quiet --no-deps --wheel-dir .. ../source; \
+	$$python -m pip install --quiet --no-deps --target ../site ../*.whl; \
+	size=$$(cat ../*.whl | wc -c); echo "The wheel has $$size bytes."; test $$size -lt 100000000; \
+	export CI=1 PYTHONPATH="$$away/site"; \
+	$$python -c "import cfgdistill, cfgdistill.checkpoints as c, cfgdistill.pretrained as p; \
+	  assert cfgdistill.__file__.startswith('$$away') and p.names() and c.git_commit() is None"; \
+	$$python -m cfgdistill sample digits/stage-two/steps-4; \
+	$$python -m cfgdistill sample emoji/stage-two/steps-4 --prompt "red heart"; \
+	$$python -m cfgdistill export emoji/stage-two/steps-4
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .
