@@ -328,7 +328,9 @@ def _read(files: Sequence[Path], what: str):
     for file in files:
         part = re.fullmatch(r"(.*-)\d+(-of-(\d+)\.parquet)", file.name)
         if part and (n := len(list(file.parent.glob(f"{part[1]}*{part[2]}")))) != int(part[3]):
-            raise OSError(f"{what} has {n} of the {int(part[3])} parts of {file.name}: copy them all.")
+            raise OSError(
+                f"{what} has {n} of the {int(part[3])} parts of {file.name}: copy them all."
+            )
     try:
         tables = [Dataset(pyarrow.parquet.ParquetFile(file).read()) for file in files]
         return concatenate_datasets(tables)

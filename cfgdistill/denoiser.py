@@ -133,7 +133,8 @@ class Denoiser(nn.Module):
         if self.steps is not None and steps != self.steps:
             raise ValueError(
                 f"This student was distilled for {self.steps} steps, not {steps}: "
-                f"sample with steps={self.steps}, or load the student of {steps} steps, if there is one."
+                f"sample with steps={self.steps}, or load the student of {steps} steps, if there "
+                "is one."
             )
         check_labels(cond, self.num_classes)
         if self.w_range is not None:

@@ -125,9 +125,21 @@ class TextUNet(_UNet):
         text = None if text is None else text.requires_grad_(False)
         return TextUNet(unet, text, self.timesteps)
 
-    def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
+    def forward(
+        self, z: Example, t: PerExample, cond: Tensor | None, w: PerExample | None
+    ) -> Example:
         """z [b, c, h, h], t [b], cond: tokens [b, n] or embeddings [b, n, d], w [b] or None."""
+        if cond is None:
+            raise ValueError(
+                "This network needs captions: pass cond, as tokens [b, n] or embeddings [b, n, d]; "
+                "those of an empty caption are no condition."
+            )
         if not cond.is_floating_point():
+            if self.text is None:
+                raise ValueError(
+                    "This network has no text encoder: pass captions as embeddings [b, n, d], not "
+                    "as tokens."
+                )
             cond = self.text(cond).last_hidden_state
         # Embeddings may be stored in half precision.
         return self._ask(z, t, w, encoder_hidden_states=cond.to(z.dtype))
@@ -172,7 +184,9 @@ class LoraUNet(TextUNet):
         unet.unload_lora()
         return unet
 
-    def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
+    def forward(
+        self, z: Example, t: PerExample, cond: Tensor | None, w: PerExample | None
+    ) -> Example:
         """z [b, c, h, h], t [b], embeddings cond [b, n, d], w [b] or None."""
         dtype = self.unet.conv_in.weight.dtype
         half = dtype in (torch.float16, torch.bfloat16)

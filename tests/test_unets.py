@@ -1,15 +1,17 @@
 """diffusers' U-Net behind our call: a w input that at first changes nothing, the time axis."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from helpers import tiny_mlp
+from helpers import TINY, tiny_mlp, with_w
 
 from cfgdistill import GuidedDenoiser, ddim, get_recipe, guidance_matching_loss, last
 from cfgdistill.checkpoints import save_weights
 from cfgdistill.data import load_data
 from cfgdistill.guidance import embed_w
 from cfgdistill.training import teacher_loss, train
-from cfgdistill.unets import add_w_conditioning, build_unet, load
+from cfgdistill.unets import add_w_conditioning, build_text_unet, build_unet, load
 
 RECIPE = get_recipe("digits", "smoke", channels=(8, 16), batch=4)
 
@@ -187,3 +189,21 @@ def test_a_student_is_loaded_with_its_steps_and_its_w_range(tmp_path, teacher):
     z, _, cond = some()
     sample = [last(ddim(model, z, 4, cond, 3.0)) for model in (student, back)]
     assert torch.equal(*sample)
+
+
+def test_a_text_network_says_what_it_needs_as_a_condition():
+    text = SimpleNamespace(config=SimpleNamespace(hidden_size=32))
+    teacher = build_text_unet(TINY, channels=4, size=8, text=text)
+    teacher.net.text, z = None, torch.zeros(2, 4, 8, 8)
+    with pytest.raises(ValueError, match="needs captions: pass cond, as tokens"):
+        teacher(z, 0.5)
+    with pytest.raises(ValueError, match="no text encoder: pass captions as embeddings"):
+        teacher(z, 0.5, torch.zeros(2, 10, dtype=torch.long))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_network_in_half_precision_is_asked_with_features_of_w_in_its_own(half):
+    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=3), 4.0).to(half)
+    z = torch.zeros(2, 1, 8, 8, dtype=half)
+    pred = student(z, 0.5, torch.tensor([0, 3]), 0.3)
+    assert pred.v.dtype == half and pred.v.isfinite().all()
