@@ -215,7 +215,7 @@ axes[0].legend(frameon=False, fontsize=8, loc="lower left")
 show(
     fig,
     alt="Left: paths from one starting point, a star, in the plane of three spiral arms. DDIM's is short and smooth; three stochastic "
-    "runs wander and end on different arms. Right: the end points of 300 stochastic runs cover all three arms.",
+    "runs wander far and end elsewhere in the data. Right: the end points of 300 stochastic runs cover all three arms.",
 )
 numbers = ", ".join(f"{value:.2f}" for value in (*runs[-1].std(0), *points.std(0)))
 print("standard deviation in x and y, of the 300 end points and of the data:", numbers)

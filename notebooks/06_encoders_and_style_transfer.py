@@ -136,8 +136,9 @@ for axis, (name, view) in zip(axes, views.items(), strict=True):
     axis.set_aspect("equal")
 show(
     fig,
-    alt="Points of one spiral arm, dark at its inner and light at its outer end; their encodings, which fill a round cloud, dark on "
-    "one side and light on the other; and the same noise decoded as the two other arms, where more of the light points lie inside.",
+    alt="Points of one spiral arm, dark at its inner and light at its outer end; their encodings, which fill a round cloud, dark "
+    "below and light above; and the same noise decoded as the two other arms, where the light points are on top again. On the second arm "
+    "the dark points, once the inner end, are the outer one.",
 )
 
 
@@ -160,7 +161,7 @@ for k in (1, 2):
 
 # %% [markdown]
 # The label is gone and came back as another one. You may have expected a point to keep its place *along* the arm. It does rather the opposite:
-# inner points of arm 0 tend to become outer points of the other arms. What is kept is where a point lies in the *plane*: what was on the left stays on the left.
+# inner points of arm 0 tend to become outer points of the other arms. What is kept is where a point lies in the *plane*: what was on top stays on top.
 # The flow moves points along smooth paths in the plane, and knows nothing of places along an arm.
 #
 # That is what style transfer does. *Style* is whatever the condition leaves open, but which part of it survives is for the flow to decide:
