@@ -178,13 +178,14 @@ def model_card(student: Denoiser, about: dict, class_names: tuple[str, ...] = ()
     scale = 1 + min(max(1.0, low), high)
     steps = f"exactly {student.steps}" if student.steps else "any number of"
     text, lora = isinstance(student.net, TextUNet), isinstance(student.net, LoraUNet)
+    named = lora and not Path(student.net.base).exists()  # on the hub; a folder says nothing there
     call = f"num_inference_steps={student.steps or 16}, guidance_scale={scale:g}"
     licence = "other\nlicense_name: same-as-base-model" if lora else "unknown"
     lines = [
         "---",
         "library_name: diffusers",
         f"license: {licence}",
-        *([f"base_model: {json.dumps(student.net.base)}"] if lora else []),
+        *([f"base_model: {json.dumps(student.net.base)}"] if named else []),
         f"tags: [{'text-to-image' if text else 'unconditional-image-generation'}, distillation]",
         "---",
         "# A distilled, guided diffusion model",

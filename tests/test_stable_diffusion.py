@@ -374,6 +374,9 @@ def test_an_exported_student_is_a_plain_pipeline_that_makes_the_same_latents(
     student = moved(add_w_conditioning(v_teacher(tiny(base, lora=rank)), (0.0, 8.0)))
     before = {key: value.clone() for key, value in student.net.state_dict().items()}
     export(student, tmp_path, vae=VAEEncoder(pipe.vae), text=text)
+    head = (tmp_path / "README.md").read_text().split("---")[1]
+    assert ("license_name: same-as-base-model" in head) == bool(rank)
+    assert base not in head  # which is a folder on this machine
     after = student.net.state_dict()  # nothing was merged in place
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     stock = StableDiffusionPipeline.from_pretrained(tmp_path)
