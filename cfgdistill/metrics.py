@@ -434,7 +434,8 @@ def evaluate(
             f"{n} samples are too few for a distance of {judge.classifier.num_features} features, "
             "whose covariance they do not fix: compare it with nothing, or take many more."
         )
-        warnings.warn(row["warning"], stacklevel=2)
+        if share.start == 0:  # once, not from every process
+            warnings.warn(row["warning"], stacklevel=2)
     return row
 
 

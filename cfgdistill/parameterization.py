@@ -45,4 +45,5 @@ def convert(
         raise ValueError(
             f"prediction_type must be one of {PREDICTION_TYPES}, not {prediction_type!r}."
         )
-    return Prediction(x.to(z.dtype), eps.to(z.dtype), v.to(z.dtype))
+    said = Prediction(x, eps, v)
+    return said if alpha.dtype == z.dtype else Prediction(*(part.to(z.dtype) for part in said))

@@ -42,7 +42,7 @@ def per_example(value: Number, like: Example) -> PerExample:
             f"{list(value.shape)} does not fit a batch of {len(like)} examples: "
             f"pass one number, or a tensor of shape [{len(like)}]."
         )
-    return value.expand(len(like))
+    return value if value.ndim else value.expand(len(like))
 
 
 class Schedule(ABC):
