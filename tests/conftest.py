@@ -15,18 +15,19 @@ LONG = ["test_processes.py", "test_faults.py", "test_course.py"]  # minutes, in 
 HANGS = 1800  # seconds; limits end what hangs, so that no machine is too slow for them
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """One worker for a file, so that what its tests share is made once.
+def pytest_itemcollected(item):
+    """One worker for a file, so that what its tests share is made once; and a limit for all."""
+    if not any(item.iter_markers("xdist_group")):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if item.config.pluginmanager.hasplugin("timeout") and not any(item.iter_markers("timeout")):
+        item.add_marker(pytest.mark.timeout(HANGS))
 
-    Long files are last: what fails in a second should not be heard of after ten minutes. With
-    workers they are first, so that all have work until the end.
+
+def pytest_collection_modifyitems(items):
+    """Long files last: what fails in a second should not be heard of after ten minutes.
+
+    With workers they are first, so that all have work until the end.
     """
-    for item in items:
-        if not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        if config.pluginmanager.hasplugin("timeout") and not any(item.iter_markers("timeout")):
-            item.add_marker(pytest.mark.timeout(HANGS))
     sign = -1 if "PYTEST_XDIST_WORKER" in os.environ else 1
     rank = {name: sign * place for place, name in enumerate(LONG, 1)}
     items.sort(key=lambda item: rank.get(item.path.name, 0))

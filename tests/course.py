@@ -424,7 +424,7 @@ def demo(scripts: list[Path], out: Path, standard: dict, files: dict[str, str]) 
         html = out / "html" / f"{script.stem}.html"
         html.write_text(page(notebook, script.stem), encoding="utf-8")
     try:
-        results = json.loads((out / "results.json").read_text())
+        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     except OSError:
         raise SystemExit(f"The notebooks left no results.json in {out}.") from None
     print(f"\n{results_table(results)}\n\nWhere to look in {out}:")
