@@ -117,7 +117,7 @@ def test_train_distill_sample_evaluate_in_processes_of_their_own_print_json_and_
         ["train", *SETTINGS],
         ["distill", *SETTINGS],
         ["sample", student, "--w", 1, "--n", 12, "--to", "four.png"],
-        ["evaluate", student, "--w", 0, 3, "--n", 20, "--to", "rows.json"],
+        ["evaluate", student, "--w", 0, 3, "--n", 65, "--to", "rows.json"],
     ]
     results = in_processes(commands, tmp_path)
     [teacher] = results["train"]["models"]
@@ -212,7 +212,7 @@ def test_rows_have_the_documented_keys_and_finite_values_for_every_steps_and_w(r
     wanted = [(steps, w) for steps in (1, 2) for w in (0.0, 3.0)]
     assert code == 0 and [(r["steps"], r["w"]) for r in rows] == wanted
     for row in rows:
-        assert row.keys() == ROW | {"distance_to_teacher"}
+        assert row.keys() == ROW | {"distance_to_teacher", "warning"}  # of so few samples
         assert all(math.isfinite(v) for v in row.values() if not isinstance(v, str))
     assert {"torch", "git_commit", "feature_net", "reference"} <= table["meta"].keys()
     assert (table["meta"]["n_samples"], table["meta"]["seed"]) == (10, 4)
