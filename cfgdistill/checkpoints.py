@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,25 +18,52 @@ from torch import Tensor, nn
 def save_weights(model: nn.Module, folder: str | Path, about: dict, **more) -> None:
     """model.safetensors and, written last, card.json: what the weights are, and their sha256.
 
-    `model.describe()` says what is needed to build the model again.
+    `model.describe()` says what is needed to build the model again. `about` and `more` are JSON.
     """
     folder = Path(folder)
     weights = folder / "model.safetensors"
-    write_tensors(weights, model.net.state_dict(), {})
+    content = _packed(weights_of(model.net), {})
+    described = plain("What a model says of itself", model.describe())
     card = {
         "about": about,
-        "model": model.describe(),
-        "sha256": sha256(weights),
+        "model": described,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "model_sha256": _digest(described),
         "git_commit": git_commit(),
+        "cfgdistill": version("cfgdistill"),
         "torch": torch.__version__,
         **more,
     }
-    write_text(folder / "card.json", json.dumps(card, indent=1))
+    text = json.dumps(plain("A card", card), indent=1)
+    write_bytes(weights, content)
+    if sha256(weights) != card["sha256"]:
+        raise OSError(f"{weights} does not hold what was written there: see to the disk.")
+    write_text(folder / "card.json", text)
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """The state of a network, by the names it has without torch.compile."""
+    return {key.replace("_orig_mod.", ""): value for key, value in net.state_dict().items()}
+
+
+def fill(net: nn.Module, weights: dict[str, Tensor]) -> None:
+    """What `weights_of` gave goes back, also into a compiled network; RuntimeError where it cannot.
+
+    Every name must be there, and no other.
+    """
+    names = {key.replace("_orig_mod.", ""): key for key in net.state_dict()}
+    net.load_state_dict({names.get(key, key): value for key, value in weights.items()})
 
 
 def sha256(path: Path) -> str:
     """Of a whole file, as 64 hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(tree: dict) -> str:
+    """Of JSON, whatever the order of its entries."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -66,17 +94,63 @@ def without_computed(tree):
     return {key: without_computed(value) for key, value in tree.items()}
 
 
+# What every card has, and what its entries are, where they are there.
+NEEDED = ("about", "model", "sha256")
+KINDS = {
+    "about": dict,
+    "model": dict,
+    "sha256": str,
+    "model_sha256": str,
+    "recipe": dict,
+    "minutes": (int, float),
+    "cores": int,
+    "losses": list,
+}
+
+
 def read_card(folder: str | Path) -> dict:
-    """The card of a finished model; ValueError where there is none that can be read."""
+    """The card of a finished model; ValueError where there is none that can be read.
+
+    A card may come from anywhere, so it is taken as data: nothing in it is run or fetched.
+    """
+    file = Path(folder) / "card.json"
     try:
-        card = json.loads((Path(folder) / "card.json").read_text())
-        card["about"], card["model"], card["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        card = json.loads(file.read_text(encoding="utf-8"))
+        wrong = _wrong(card)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(
-            f"{folder} holds no finished model of cfgdistill (its card.json is missing or "
-            "unreadable): train it first, or name the folder that `train` wrote."
+            f"{folder} holds no finished model of cfgdistill (it has no card.json): train it "
+            "first, or name the folder that `train` wrote."
         ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{file} cannot be read ({error.strerror}): see to its permissions and to the disk."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        wrong = f"it is no JSON that can be read: {error}"
+    if wrong:
+        raise ValueError(
+            f"{folder} holds no finished model of cfgdistill, for its card.json is not one of "
+            f"ours ({wrong}): name another folder."
+        )
     return card
+
+
+def _wrong(card) -> str | None:
+    """What keeps this from being a card; None if nothing does."""
+    if not isinstance(card, dict):
+        return "it is no dictionary"
+    for key in NEEDED:
+        if key not in card:
+            return f"it has no {key}"
+    for key, kind in KINDS.items():
+        if key in card and (not isinstance(card[key], kind) or isinstance(card[key], bool)):
+            return f"its {key} is {_short(card[key])}"
+    if not all(type(loss) in (int, float) for loss in card.get("losses", [])):
+        return "its losses are no numbers"
+    if card.get("model_sha256", _digest(card["model"])) != _digest(card["model"]):
+        return "its model was changed: the model_sha256 differs"
+    return None
 
 
 def load_weights(model: nn.Module, folder: str | Path, about: dict | None = None) -> dict:
@@ -89,14 +163,15 @@ def load_weights(model: nn.Module, folder: str | Path, about: dict | None = None
     if about is not None:
         refuse_other(folder, card["about"], about)
     weights = folder / "model.safetensors"
-    tensors, _ = read_tensors(weights)
-    if sha256(weights) != card["sha256"]:
+    content = _content(weights)  # read once: what is used is what was checked
+    tensors, _ = _unpacked(weights, content)
+    if hashlib.sha256(content).hexdigest() != card["sha256"]:
         raise ValueError(
             f"{weights} is not the file that its card.json describes (the sha256 differs): "
             "fetch or train it again."
         )
     try:
-        model.net.load_state_dict(tensors)
+        fill(model.net, tensors)
     except RuntimeError as error:
         raise ValueError(
             f"{weights} holds the weights of another network: build the one its card describes."
@@ -107,7 +182,7 @@ def load_weights(model: nn.Module, folder: str | Path, about: dict | None = None
 def refuse_other(folder: Path, found: dict | None, wanted: dict) -> None:
     """ValueError where a folder holds the work of another recipe, naming the first difference."""
     # Through JSON, as the file went: tuples become lists.
-    wanted, found = json.loads(json.dumps(wanted)), found or {}
+    wanted, found = plain("What a run is about", wanted), found or {}
     wanted, found = _flat(without_computed(wanted)), _flat(without_computed(found))
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
@@ -134,72 +209,160 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
     """A safetensors file with JSON in its header, replaced as a whole or not at all."""
+    write_bytes(path, _packed(tensors, state))
+
+
+def _packed(tensors: dict[str, Tensor], state: dict) -> bytes:
+    """A safetensors file. Tensors that share memory, as tied weights do, come back as copies."""
     from safetensors.torch import save
 
-    tensors = {key: value.detach().contiguous() for key, value in tensors.items()}
+    apart, seen = {}, set()
+    for key, value in tensors.items():
+        value = value.detach().contiguous()
+        place = (value.device, value.untyped_storage().data_ptr())
+        apart[key] = value.clone() if place in seen else value
+        seen.add(place)
     # Not save_file, which makes a file that only its owner may read.
-    _write(path, lambda tmp: tmp.write_bytes(save(tensors, {"state": json.dumps(state)})))
+    return save(apart, {"state": json.dumps(plain("what is kept with tensors", state))})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors and the JSON of `write_tensors`; ValueError where the file is damaged."""
-    from safetensors import SafetensorError, safe_open
+    return _unpacked(path, _content(path))
+
+
+def _unpacked(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, "pt") as file:
-            state = json.loads((file.metadata() or {}).get("state", "{}"))
-            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        tensors = load(content)  # which has checked the header, that begins with its length
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return tensors, json.loads(header.get("__metadata__", {}).get("state", "{}"))
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}): it is truncated or not a checkpoint. "
             "Delete it to start again."
         ) from error
 
 
+def _content(path: Path) -> bytes:
+    """All of a file. What could not be read may well be whole: nobody is told to delete it."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: restore it, or train it again.") from error
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be read ({error.strerror}): what is in it is not lost; see to its "
+            "permissions and to the disk."
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """A text file, replaced as a whole or not at all."""
-    _write(path, lambda tmp: tmp.write_text(text))
+    """A text file in UTF-8, replaced as a whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """A file, replaced as a whole or not at all."""
-    _write(path, lambda tmp: tmp.write_bytes(content))
+    """Write beside `path`, flush to the disk, then rename: a reader never sees half a file.
 
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, flush to the disk, then rename: a reader never sees half a file."""
-    tmp = path.with_name(path.name + ".tmp")
+    Any number of processes may write the same file at once; the last one's is kept. OSError, with
+    one sentence, where it cannot be done.
+    """
+    # Under a name of its own, as others may be writing, and open for all whom the umask allows.
+    tmp = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(tmp)
-        with open(tmp, "rb") as file:
+        with open(tmp, "xb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(tmp, path)
-    except Exception as error:
-        with suppress(OSError):
-            tmp.unlink()
+        try:
+            os.replace(tmp, path)
+        except PermissionError:  # Windows, while somebody reads it
+            if path.read_bytes() != content:
+                raise
+    except OSError as error:
         raise OSError(
             f"{path} could not be written ({error}); what was there before is untouched. "
             "Free some space, or choose another folder."
         ) from error
+    finally:
+        with suppress(OSError):
+            tmp.unlink()
+
+
+def plain(what: str, tree: dict) -> dict:
+    """`tree` as it comes back from a JSON file; ValueError where it cannot be kept in one."""
+    try:
+        return json.loads(json.dumps(tree))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{what} is kept as JSON, in numbers, text, lists and dictionaries, and this is not: "
+            f"{error}."
+        ) from error
+
+
+@contextmanager
+def alone(file: Path, wait: float = -1.0) -> Iterator[None]:
+    """Hold a lock for as long as this lasts, after waiting for it for up to `wait` seconds.
+
+    The system lets go of it when a process dies, however it dies. BlockingIOError, which says who
+    has it, where it cannot be had; `wait` < 0 waits for ever.
+    """
+    from filelock import FileLock, Timeout
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, thread_local=False)  # a generator may be closed by another thread
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout as error:
+        raise BlockingIOError(f"{file} is held by {_holder(file)}") from error
+    try:
+        with suppress(OSError):  # Windows lets nobody write to what is locked
+            file.write_text(f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        with suppress(OSError):  # before it is let go, or it might be another's
+            file.unlink()
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    try:
+        return file.read_text() or "another process"
+    except OSError:
+        return "another process"
 
 
 def provenance(**more) -> dict:
     """What a reader needs to repeat a run: versions, git commit, and whatever else is given."""
-    versions = {name: version(name) for name in ("torch", "diffusers", "accelerate")}
+    versions = {name: version(name) for name in ("cfgdistill", "torch", "diffusers", "accelerate")}
     return {"python": platform.python_version(), **versions, "git_commit": git_commit(), **more}
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with + where it has local changes."""
+    """The commit of the checkout this package runs from, with + where it has local changes.
+
+    None where this very file is not tracked: a repository around an environment is another's.
+    """
+    here = Path(__file__)
     try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", here.name],
+            cwd=here.parent,
+            capture_output=True,
+            check=True,
+            timeout=10,
+        )
         answer = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent,
+            cwd=here.parent,
             capture_output=True,
             text=True,
             timeout=10,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None

@@ -96,16 +96,14 @@ class Denoiser(nn.Module):
         return convert(output, z, *self.schedule.alpha_sigma(t), self.prediction_type)
 
     def for_steps(self, steps: int, sampler: str = "ddim") -> "Denoiser":
-        """A copy with weights of its own, to be distilled to `steps` steps; same schedule."""
-        return Denoiser(
-            copy.deepcopy(self.net),
-            self.schedule,
-            self.prediction_type,
-            steps=steps,
-            sampler=sampler,
-            w_range=self.w_range,
-            num_classes=self.num_classes,
-        )
+        """A copy with weights of its own, to be distilled to `steps` steps; same schedule.
+
+        Its weights can be trained, whether or not this model is frozen: see `unfreeze`.
+        """
+        student = copy.deepcopy(self, {id(self.schedule): self.schedule})
+        student.steps, student.sampler, student.nfe = steps, sampler, 0
+        unfreeze(student.net)
+        return student
 
     def describe(self) -> dict:
         """What is needed, beside the weights, to build this denoiser again (JSON)."""
@@ -145,6 +143,20 @@ class Denoiser(nn.Module):
                     )
                 )
             check_w(w, *self.w_range)
+
+
+def unfreeze(net: nn.Module) -> None:
+    """Whatever a student of this network trains can be trained, though its teacher was frozen.
+
+    A network with parts that no student trains says so in `net.trains(name of a parameter)`.
+    Otherwise a network that is frozen as a whole is trained as a whole, and one that is frozen in
+    part stays so.
+    """
+    parameters = dict(net.named_parameters())
+    partly = any(parameter.requires_grad for parameter in parameters.values())
+    trains = getattr(net, "trains", lambda name: not partly or parameters[name].requires_grad)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(trains(name))
 
 
 W_LIMIT = 1000.0  # of a model without a range; (1 + w) times a prediction is nonsense long before

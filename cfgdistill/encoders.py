@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cfgdistill.checkpoints import fingerprint, read_tensors, write_tensors
+from cfgdistill.checkpoints import alone, fingerprint, read_tensors, write_tensors
 from cfgdistill.data import Data
+from cfgdistill.randomness import seeded
 from cfgdistill.schedules import Example, PerExample
 
 Latent = Float[Tensor, " b c h w"]
@@ -213,10 +213,12 @@ def cached_latents(encoder: VAEEncoder, data: Data, folder: str | Path, batch: i
 
 
 def cached(folder: str | Path, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` computes, kept in `folder` under the name and the key of all it depends on."""
+    """What `make` computes, kept in `folder` under the name and the key of all it depends on.
+
+    Of several processes that want it at once, one computes it and the others wait.
+    """
     file = Path(folder) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f"{name}.lock")):  # several processes compute it once
+    with alone(file.with_suffix(".lock")):
         if file.exists():
             tensors, about = read_tensors(file)
             if about.get("key") == key:
@@ -309,8 +311,7 @@ def build_text_encoder(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return TextEncoder(tokenizer, build_text_model(config))
 
 

@@ -23,8 +23,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cfgdistill.data import Data, whole_levels
 from cfgdistill.denoiser import default_device
+from cfgdistill.randomness import random_at, seeded
 from cfgdistill.sampling import ddim, last
-from cfgdistill.training import random_at
 
 
 class Classifier(nn.Module):
@@ -306,8 +306,8 @@ class Judge:
 
     def compute(self) -> dict[str, float]:
         """All of the above for the samples so far; at least two of them."""
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            torch.manual_seed(0)  # the kernel distance draws its subsets
+        # The kernel distance draws its subsets.
+        with seeded(0), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "std", UserWarning)  # of one split there is none
             precision, recall = self.manifold.compute().tolist()
             return {

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from cfgdistill.checkpoints import read_card, write_text
+from cfgdistill.checkpoints import sha256, write_text
 from cfgdistill.config import Recipe, as_recipe, get_recipe, one_of
 
 ROOT = Path(str(files("cfgdistill_pretrained")))
@@ -146,7 +146,10 @@ def use_pretrained(recipe: Recipe, out: str | Path) -> Recipe:
 def _place(name: str, target: Path) -> None:
     """A copy of a shipped model at `target`, whole at once, or what another process put there."""
     if target.exists():
-        if read_card(target) != shipped_card(name):  # of another version of the package, or edited
+        card = target / "card.json"
+        if not card.exists() or card.read_bytes() != _checked(
+            f"{name}/card.json"
+        ):  # of another version of the package, or edited
             write_text(target / "card.json", _checked(f"{name}/card.json").decode())
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -161,5 +164,5 @@ def _place(name: str, target: Path) -> None:
 
 
 def _is_copy(target: Path, name: str) -> bool:
-    finished = (target / "card.json").exists()
-    return finished and read_card(target)["sha256"] == shipped_card(name)["sha256"]
+    weights = target / "model.safetensors"
+    return weights.exists() and sha256(weights) == shipped_card(name)["sha256"]

@@ -26,9 +26,10 @@ from cfgdistill.encoders import (
     latents_key,
 )
 from cfgdistill.guidance import GuidedDenoiser
+from cfgdistill.randomness import random_at, seeded
 from cfgdistill.sampling import ddim, last
 from cfgdistill.schedules import DiscreteSchedule
-from cfgdistill.training import mixed_precision, random_at
+from cfgdistill.training import mixed_precision
 from cfgdistill.unets import TIMESTEPS, TextUNet, add_lora
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}  # diffusers' word: ours
@@ -281,8 +282,7 @@ def tiny_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "eps
 
     words = ("a photo of a red apple", "a painting of two cats", "blue heart")
     text = build_text_encoder(words, vocabulary=600, length=12, width=32, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * 2,

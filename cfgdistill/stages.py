@@ -14,11 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 import cfgdistill.stable_diffusion as stable_diffusion
-from cfgdistill.checkpoints import fingerprint, read_card, write_text
+from cfgdistill.checkpoints import alone, fingerprint, read_card, write_text
 from cfgdistill.config import Recipe, get_recipe, one_of
 from cfgdistill.data import Data, load_captioned, load_data
 from cfgdistill.denoiser import Denoiser
@@ -47,6 +46,7 @@ from cfgdistill.metrics import (
     generate,
     sampler_name,
 )
+from cfgdistill.randomness import seeded
 from cfgdistill.sampling import ddim
 from cfgdistill.training import (
     distill_progressively,
@@ -111,8 +111,7 @@ def load_recipe_data(recipe: Recipe, out: str | Path, split: str = "train") -> D
 
 def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncoder:
     """The small KL autoencoder of a latent recipe, with the scale and shift of these images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         model = Autoencoder(recipe.vae_channels)
     _finish(
         train(
@@ -131,7 +130,7 @@ def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncod
     )
     # Measured once, then part of the model: elsewhere the last bits would be others.
     vae, folder = model.net.vae, home(recipe, out) / "autoencoder"
-    with FileLock(folder / "card.lock"):
+    with alone(folder / "card.lock"):
         card = read_card(folder)
         if "latents" not in card:
             rows = torch.arange(len(images)).split(64)
@@ -149,8 +148,7 @@ def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier 
         )
     images = data.images
     channels, size = images.shape[0], images.shape[-1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         if isinstance(data, Latents):
             classifier = Matcher(channels, size, data.labels, data.text.model.config.vocab_size)
         else:

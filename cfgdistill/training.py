@@ -5,14 +5,16 @@ that was killed and resumed ends with the same bits as one that was not, and sev
 together draw what one would have drawn.
 """
 
-import hashlib
+import copy
 import importlib.util
 import math
+import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from cfgdistill.checkpoints import (
+    alone,
+    fill,
     load_weights,
+    plain,
     read_tensors,
     refuse_other,
     save_weights,
+    weights_of,
     write_tensors,
 )
 from cfgdistill.config import flag, one_of
-from cfgdistill.denoiser import Denoiser
+from cfgdistill.denoiser import Denoiser, default_device
 from cfgdistill.distillation import (
     Weighting,
     balance,
@@ -37,9 +43,10 @@ from cfgdistill.distillation import (
     snr_plus_one,
 )
 from cfgdistill.guidance import drop_condition, sample_w
+from cfgdistill.randomness import Draw, seed_at, seeded
 from cfgdistill.schedules import per_example
 
-Loss = Callable[[nn.Module, Tensor, Tensor, "Draw"], Tensor]  # model, x, cond, draw -> [b]
+Loss = Callable[[nn.Module, Tensor, Tensor, Draw], Tensor]  # model, x, cond, draw -> [b]
 
 
 class Update(NamedTuple):
@@ -48,36 +55,6 @@ class Update(NamedTuple):
     number: int
     loss: float
     rate: float
-
-
-class Draw:
-    """The random numbers of one update: drawn for the whole batch; a process keeps its share.
-
-    So what an example draws does not depend on how many processes share the batch. The numbers are
-    made on the device, which never waits for them.
-    """
-
-    def __init__(self, where: tuple, batch: int, share: slice, device: str | torch.device):
-        self.batch, self.share = batch, share
-        self.made = {"generator": random_at(*where, device=device), "device": device}
-
-    def uniform(self) -> Tensor:
-        """U[0, 1], one per example."""
-        return torch.rand(self.batch, **self.made)[self.share]
-
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """N(0, I) of the given shape for each example."""
-        return torch.randn(self.batch, *shape, **self.made)[self.share]
-
-    def integers(self, high: int) -> Tensor:
-        """Whole numbers 0 .. high - 1, one per example."""
-        return torch.randint(high, (self.batch,), **self.made)[self.share]
-
-
-def random_at(*where, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator whose numbers depend on `where` alone, such as (seed, "teacher", 812)."""
-    digest = hashlib.sha256(repr(where).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 # ---- what the three stages minimise ---------------------------------------------------------
@@ -111,7 +88,11 @@ def stage_one_loss(
     balanced: bool = False,
     weighting: Weighting = snr_plus_one,
 ) -> Loss:
-    """Guidance matching at random w (see `sample_w`) and t ~ U[0, 1]; `balanced`: see `balance`."""
+    """Guidance matching at random w (see `sample_w`) and t ~ U[0, 1]; `balanced`: see `balance`.
+
+    The teacher is put into its mode for use: its dropout is no part of what it knows.
+    """
+    teacher.eval()
 
     def loss(student, x, cond, draw):
         w, t = sample_w(draw.uniform(), w_range, w_power), draw.uniform()
@@ -142,10 +123,13 @@ def stage_two_loss(
     (from 1/N to 0 it does one). For "ddim_encode" they lead up by 1/N from 0, ..., 1 - 1/N.
     Without a w range the networks take no w: plain progressive distillation. `drop` is the
     probability of the null label, for a student that is to be both halves of a guided pair.
+    The teacher is put into its mode for use.
     """
+    teacher.eval()
     jump = JUMPS[one_of("sampler", sampler, JUMPS)]
 
     def loss(student, x, cond, draw):
+        _continue_a_halving(teacher, steps, sampler)
         w = sample_w(draw.uniform(), w_range, w_power) if w_range is not None else None
         if drop:
             cond = drop_condition(cond, teacher.num_classes, drop, draw.uniform())
@@ -181,29 +165,41 @@ def train(
     save_every: int = 200,
     precision: str = "full",
     eight_bit: bool = False,
-    accelerator=None,
+    device: str | torch.device | None = None,
 ) -> Iterator[Update]:
     """Train `model` in place (its `model.net` holds the parameters); yields after every update.
 
-    Parameters that need no gradient stay as they are.
+    Parameters that need no gradient stay as they are; ValueError where none needs one.
     The learning rate rises over the first 50 updates to `rate` and falls linearly to 0; parameters
-    whose name contains a key of `faster` learn that many times faster. With `ema`
-    > 0 the model ends with the running average of its weights. `data.batch(indices, u)` gives x and
-    cond. `name` and `seed` fix the random numbers; batch is the size over all processes together.
+    whose name contains a key of `faster` learn that many times faster (the first key that fits).
+    With `ema` > 0 the model ends with the running average of its weights. `data.batch(indices, u)`
+    gives x and cond. `name` and `seed` fix the random numbers, those of dropout too; batch is the
+    size over all processes together.
 
     With a `folder`, work is kept there: a finished model is loaded and nothing is yielded, an
-    unfinished one is resumed. `about` (JSON) is stored with the weights, and a folder that holds
-    something else is refused with a ValueError; `notes` (JSON) are stored and not compared. Closing
-    the generator, or Ctrl-C, saves first. With precision "mixed" the networks compute in
-    `mixed_precision()`; schedules, z, targets and losses stay in float32. `eight_bit` keeps Adam's
-    moments in 8 bits where bitsandbytes is installed and there is a GPU.
+    unfinished one is resumed; two runs cannot train there at once. `about` (JSON) is stored with
+    the weights, and a folder that holds something else is refused with a ValueError; `notes` (JSON)
+    are stored and not compared. Closing the generator, Ctrl-C, SIGTERM or SIGHUP saves first. With
+    precision "mixed" the networks compute in `mixed_precision()`; schedules, z, targets and losses
+    stay in float32. `eight_bit` keeps Adam's moments in 8 bits where bitsandbytes is installed and
+    there is a GPU. `device` is where a single process trains; None: `default_device()`.
     A loss that is not finite raises FloatingPointError and leaves the last checkpoint untouched.
+    The same call gives the same bits, interrupted or not, on a CPU; on a GPU as far as its kernels
+    do.
     """
+    from accelerate import PartialState
+    from accelerate.utils import convert_to_fp32
     from diffusers.training_utils import EMAModel
+    from torch.nn.parallel import DistributedDataParallel
     from tqdm.auto import tqdm
 
-    accelerator = accelerator or _accelerator(precision)
-    model.to(accelerator.device)
+    device = torch.device(device or default_device())
+    state = PartialState()
+    kind = "no"
+    if one_of("precision", precision, ("full", "mixed")) == "mixed":
+        kind = mixed_precision(device)
+    _ask_the_launcher(precision)
+    model.to(device)
     folder = None if folder is None else Path(folder)
     faster = faster or {}
     about = {
@@ -216,22 +212,25 @@ def train(
         "seed": seed,
         "ema": ema,
     }
-    if folder is not None and (folder / "card.json").exists():
-        load_weights(model, folder, about)
-        model.eval()
+    if _finished(model, folder, about):
         return
-    if batch % accelerator.num_processes:
+    if batch % state.num_processes:
         raise ValueError(
-            f"A batch of {batch} cannot be shared by {accelerator.num_processes} processes: "
+            f"A batch of {batch} cannot be shared by {state.num_processes} processes: "
             "choose a multiple of their number."
         )
-    size = batch // accelerator.num_processes
-    share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+    size = batch // state.num_processes
+    share = slice(state.process_index * size, (state.process_index + 1) * size)
 
     groups: dict[float, list] = {}
     trained = {key: p for key, p in model.net.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            f"Nothing in the model of {name} can be trained, for all of its parameters are frozen: "
+            "call requires_grad_(True) on those that should learn."
+        )
     for key, parameter in trained.items():
-        factor = math.prod(value for part, value in faster.items() if part in key)
+        factor = next((value for part, value in faster.items() if part in key), 1.0)
         groups.setdefault(factor, []).append(parameter)
     optimizer = _adam(
         [{"params": parameters, "factor": factor} for factor, parameters in groups.items()],
@@ -239,62 +238,90 @@ def train(
         eight_bit,
     )
     average = EMAModel(trained.values(), decay=ema, foreach=True) if ema else None
-    run = _Run(model.net, optimizer, average, accelerator, folder, about)
-    run.restore()
-    model.net, optimizer = accelerator.prepare(model.net, optimizer)
-    model.train()
-    bar = tqdm(
-        total=updates,
-        initial=run.done,
-        desc=name,
-        disable=flag("CI") or flag("TQDM_DISABLE"),
-        leave=False,
-    )
-    try:
-        while run.done < updates:
-            with _interrupt_after_update() as interrupted:
-                started = time.perf_counter()
-                draw = Draw((seed, name, run.done), batch, share, accelerator.device)
-                x, cond = data.batch(draw.integers(len(data)), draw.uniform())
-                with accelerator.autocast():  # also for the frozen teacher
-                    value = loss(model, x, cond, draw).mean()
-                mean = accelerator.reduce(value.detach(), "mean").item()
-                if not math.isfinite(mean):
-                    raise FloatingPointError(
-                        f"The loss became {mean} at update {run.done + 1} of {name}. "
-                        f"{run.where_saved()} Try a lower learning rate."
-                    )
-                rate_now = rate * min(1, (run.done + 1) / 50) * (1 - run.done / updates)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate_now * group["factor"]
-                accelerator.backward(value)
-                accelerator.clip_grad_norm_(model.net.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                if average is not None:
-                    average.step(trained.values())
-                run.seconds += time.perf_counter() - started
-                run.losses.append(mean)
-                bar.update()
-                stop = _any(interrupted(), accelerator)
-                if stop or run.done % save_every == 0:
+    scaler = torch.amp.GradScaler("cuda", enabled=kind == "fp16")
+    net, run = model.net, _Run(model.net, optimizer, average, scaler, folder, about, kind)
+    asked: list[int] = []  # signals to stop
+    with ExitStack() as at_the_end:
+        if folder is not None and state.is_main_process:
+            # What cannot be kept is told now, and not when it is lost.
+            plain("What is said about a run", {"about": about, "notes": notes})
+            plain("What a model says of itself", model.describe())
+            at_the_end.enter_context(_only_run(folder))
+            if _finished(model, folder, about):  # by another process, since we looked
+                return
+        run.restore()
+        optimizer.zero_grad()  # whatever the caller has left there
+        if state.num_processes > 1:
+            ids = None if device.type == "cpu" else [state.local_process_index]
+            model.net = DistributedDataParallel(net, device_ids=ids)
+        if kind in HALF:  # what a network says in half precision is worked with in float32
+            hook = net.register_forward_hook(lambda _, given, said: convert_to_fp32(said))
+            at_the_end.callback(hook.remove)
+        model.train()
+        bar = tqdm(
+            total=updates,
+            initial=run.done,
+            desc=name,
+            disable=flag("CI") or flag("TQDM_DISABLE"),
+            leave=False,
+        )
+        try:
+            while run.done < updates:
+                with _held_back(asked):
+                    started = time.perf_counter()
+                    where = (seed, name, run.done)
+                    draw = Draw(where, batch, share, device)
+                    x, cond = data.batch(draw.integers(len(data)), draw.uniform())
+                    with (
+                        seeded(seed_at(*where, state.process_index)),  # for dropout
+                        torch.autocast(device.type, HALF.get(kind), enabled=kind in HALF),
+                    ):  # also for the frozen teacher
+                        value = loss(model, x, cond, draw).mean()
+                    scaler.scale(value).backward()
+                    # Only now does a GPU have to be waited for.
+                    mean = _over_processes(value.detach(), "mean")
+                    if not math.isfinite(mean):
+                        raise FloatingPointError(
+                            f"The loss became {mean} at update {run.done + 1} of {name}. "
+                            f"{run.where_saved()} Try a lower learning rate."
+                        )
+                    rate_now = rate * min(1, (run.done + 1) / 50) * (1 - run.done / updates)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate_now * group["factor"]
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad()
+                    if average is not None:
+                        average.step(trained.values())
+                    run.seconds += time.perf_counter() - started
+                    run.losses.append(mean)
+                    bar.update()
+                    # Where one process is asked to stop all do, after the same update.
+                    stop = _over_processes(torch.tensor(len(asked), device=device), "sum") > 0
+                    if stop or run.done % save_every == 0:
+                        run.save()
+                    if stop:
+                        raise KeyboardInterrupt(f"Stopped in {name}. {run.where_saved()}")
+                try:
+                    yield Update(run.done, mean, rate_now)
+                except GeneratorExit:
                     run.save()
-                if stop or accelerator.num_processes == 1 and interrupted():
-                    raise KeyboardInterrupt(f"Stopped in {name}. {run.where_saved()}")
-            try:
-                yield Update(run.done, mean, rate_now)
-            except GeneratorExit:
-                run.save()
-                raise
-    finally:
-        bar.close()
-        model.net = accelerator.unwrap_model(model.net, keep_fp32_wrapper=False)
-        model.eval()
-    if average is not None:
-        average.copy_to(trained.values())
-    if folder is not None and accelerator.is_main_process:
-        run.finish(model, notes or {})
-    accelerator.wait_for_everyone()
+                    raise
+        finally:
+            bar.close()
+            optimizer.zero_grad()
+            model.net = net
+            model.eval()
+        if average is not None:
+            average.copy_to(trained.values())
+        if folder is not None and state.is_main_process:
+            count = sum(parameter.numel() for parameter in trained.values())
+            run.finish(model, {"trained_parameters": count, **(notes or {})})
+        state.wait_for_everyone()
+    if asked:  # since the last look
+        raise KeyboardInterrupt(f"Stopped after {name}, which is finished.")
 
 
 def halvings(start: int) -> list[int]:
@@ -330,7 +357,7 @@ def distill_progressively(
     save_every: int = 200,
     precision: str = "full",
     eight_bit: bool = False,
-    accelerator=None,
+    device: str | torch.device | None = None,
 ) -> Iterator[Denoiser]:
     """Stage two, the halving loop: yields the finished students of start, start/2, ..., 1 steps.
 
@@ -340,8 +367,10 @@ def distill_progressively(
     fewer (theirs: twice for 2 and 1). With 2 steps and 1 the rate is `late_rate` times `rate`: the
     longer a step, the more its student has to change. Arguments as in `stage_two_loss` and `train`;
     a folder gets one sub-folder per student, steps-N. A student that is not there although a later
-    one is has done its work as a teacher: it is left out.
+    one is has done its work as a teacher: it is left out. A teacher that is itself a student goes
+    on as it began: with its own sampler, from half as many steps.
     """
+    _continue_a_halving(teacher, start, sampler)
     at = {n: None if folder is None else Path(folder) / f"steps-{n}" for n in halvings(start)}
     last = min(
         (n for n, place in at.items() if place and (place / "card.json").exists()), default=0
@@ -379,29 +408,48 @@ def distill_progressively(
             save_every=save_every,
             precision=precision,
             eight_bit=eight_bit,
-            accelerator=accelerator,
+            device=device,
         ):
             pass
+        # The next one's teacher is a copy, for the caller may do with this one as it pleases.
+        teacher = copy.deepcopy(student, {id(student.schedule): student.schedule})
         yield student
-        teacher = student
 
 
 def reset(net: nn.Module, seed: int = 0) -> None:
-    """Random weights again, as before any training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Random weights again, as before any training; what is frozen stays as it is."""
+    with seeded(seed):
         for part in net.modules():
-            if hasattr(part, "reset_parameters"):
+            own = [*part.parameters(recurse=False)]
+            if hasattr(part, "reset_parameters") and any(p.requires_grad for p in own):
                 part.reset_parameters()
 
 
-def mixed_precision() -> str:
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def mixed_precision(device: str | torch.device | None = None) -> str:
     """bf16 where GPU or CPU compute in it, fp16 with a loss scaler on older GPUs, or no."""
-    if torch.cuda.is_available():
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    if kind == "cuda":
         # torch.cuda.is_bf16_supported() also says yes to GPUs that only emulate it, slowly.
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.9
+    able = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}  # torch 2.9
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+
+
+def _continue_a_halving(teacher, steps: int, sampler: str) -> None:
+    """ValueError where a student of `steps` steps would not do two steps of its teacher in one."""
+    if getattr(teacher, "steps", None) not in (None, 2 * steps):
+        raise ValueError(
+            f"The teacher is a student of {teacher.steps} steps, and one of {steps} does not halve "
+            f"them: start with {teacher.steps // 2}, or with a teacher of any number of steps."
+        )
+    if getattr(teacher, "sampler", None) not in (None, sampler):
+        raise ValueError(
+            f"The teacher was distilled for the sampler {teacher.sampler!r}, so its students "
+            f"cannot be for {sampler!r}: start with a teacher that is for any sampler."
+        )
 
 
 def _adam(groups: list[dict], rate: float, eight_bit: bool) -> torch.optim.Optimizer:
@@ -413,22 +461,60 @@ def _adam(groups: list[dict], rate: float, eight_bit: bool) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True)
 
 
-def _accelerator(precision: str):
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+LAUNCHER = {"MIXED_PRECISION": "no", "GRADIENT_ACCUMULATION_STEPS": "1", "DYNAMO_BACKEND": "no"}
 
-    one_of("precision", precision, ("full", "mixed"))
-    AcceleratorState._reset_state()  # else the precision of the first run would be that of all
-    return Accelerator(mixed_precision=mixed_precision() if precision == "mixed" else "no")
+
+def _ask_the_launcher(precision: str) -> None:
+    """Refuse what `accelerate launch` was asked for and cannot be; say what is not done."""
+    for sharded in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if flag(f"ACCELERATE_USE_{sharded}"):
+            raise ValueError(
+                f"`accelerate launch` was asked for {sharded}, which shares the weights out, and "
+                "here every process has all of them: use --multi_gpu, or answer `accelerate "
+                "config` again."
+            )
+    asked = {key: os.environ.get(f"ACCELERATE_{key}", usual) for key, usual in LAUNCHER.items()}
+    other = [f"{k.lower()} {v}" for k, v in asked.items() if v.lower() != LAUNCHER[k]]
+    if other:
+        warnings.warn(
+            f"Of {', '.join(other)}, asked of `accelerate launch`, nothing is done: the recipe "
+            f"decides, and its precision is {precision!r}.",
+            stacklevel=3,
+        )
+
+
+def _finished(model: nn.Module, folder: Path | None, about: dict) -> bool:
+    """Whether the model lies finished in the folder; then it is loaded."""
+    if folder is None or not (folder / "card.json").exists():
+        return False
+    load_weights(model, folder, about)
+    model.eval()
+    return True
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """Nothing else is trained in this folder for as long as this lasts."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone(folder / "lock", wait=0.0))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Something is trained in {folder} already ({error}): wait for its end, or choose "
+                "another folder. If that process is gone, with its machine, delete the file."
+            ) from error
+        for left in folder.glob("*.tmp"):  # by a run that was killed while it wrote
+            left.unlink()
+        yield
 
 
 class _Run:
     """What a training run is made of between two updates, and its file training.safetensors."""
 
-    def __init__(self, net, optimizer, average, accelerator, folder, about):
-        self.net, self.optimizer, self.average = net, optimizer, average
-        self.accelerator, self.folder, self.about = accelerator, folder, about
-        self.seconds, self.losses = 0.0, []
+    def __init__(self, net, optimizer, average, scaler, folder, about, precision):
+        self.net, self.optimizer, self.average, self.scaler = net, optimizer, average, scaler
+        self.folder, self.about = folder, about
+        self.seconds, self.losses, self.precisions = 0.0, [], [precision]
 
     @property
     def done(self) -> int:
@@ -436,7 +522,7 @@ class _Run:
 
     @property
     def kind(self) -> str:
-        return type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+        return type(self.optimizer).__name__
 
     @property
     def file(self) -> Path:
@@ -448,9 +534,11 @@ class _Run:
         return f"The last checkpoint is in {self.folder}; the same call again resumes from it."
 
     def save(self) -> None:
-        if self.folder is None or not self.accelerator.is_main_process:
+        from accelerate import PartialState
+
+        if self.folder is None or not PartialState().is_main_process:
             return
-        tensors = {f"net.{key}": value for key, value in self.net.state_dict().items()}
+        tensors = {f"net.{key}": value for key, value in weights_of(self.net).items()}
         numbers = {}  # 8-bit Adam counts its steps in Python
         for i, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
@@ -459,10 +547,8 @@ class _Run:
         if self.average is not None:
             tensors |= {f"ema.{i}": p for i, p in enumerate(self.average.shadow_params)}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        scaler = self.accelerator.scaler
-        scaler_state = {} if scaler is None else scaler.state_dict()
-        state = {"about": self.about, "seconds": self.seconds, "scaler": scaler_state}
-        state |= {"optimizer": self.kind, "numbers": numbers}
+        state = {"about": self.about, "seconds": self.seconds, "scaler": self.scaler.state_dict()}
+        state |= {"optimizer": self.kind, "numbers": numbers, "precisions": self.precisions}
         write_tensors(self.file, tensors, state)
 
     def restore(self) -> None:
@@ -478,7 +564,7 @@ class _Run:
         def part(prefix):
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.net.load_state_dict(part("net."))
+        fill(self.net, part("net."))
         optimizer_state: dict[int, dict] = {}
         numbers = {key.removeprefix("optimizer."): v for key, v in state.get("numbers", {}).items()}
         for key, value in (part("optimizer.") | numbers).items():
@@ -487,48 +573,62 @@ class _Run:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
         self.losses, self.seconds = tensors["losses"].tolist(), state["seconds"]
+        before = state.get("precisions", [])  # it may go on where another precision is to be had
+        self.precisions = before + [p for p in self.precisions if p not in before[-1:]]
         if self.average is not None:
             kept = part("ema.")
             for i, p in enumerate(self.average.shadow_params):
                 p.copy_(kept[str(i)])
             self.average.optimization_step = self.done
-        if state["scaler"] and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
 
     def finish(self, model, notes: dict) -> None:
         """The finished model takes the place of the training state."""
-        threads = torch.get_num_threads() if self.accelerator.device.type == "cpu" else 1
+        from accelerate import PartialState
+
+        on_cpu = next(self.net.parameters()).device.type == "cpu"
+        threads = torch.get_num_threads() if on_cpu else 1
         card = notes | {
             "minutes": round(self.seconds / 60, 2),
-            "cores": threads * self.accelerator.num_processes,  # or GPUs
+            "cores": threads * PartialState().num_processes,  # or GPUs
+            "precisions": self.precisions,  # "no" is float32; more than one where it was resumed
             "losses": [float(f"{v:.4g}") for v in self.losses],
         }
         save_weights(model, self.folder, self.about, **card)
+        load_weights(model, self.folder, self.about)  # it can be: only then is the rest let go
         self.file.unlink(missing_ok=True)
 
 
-def _any(flag: bool, accelerator) -> bool:
-    """Whether it is so in any process: then all of them act on it, after the same update."""
-    if accelerator.num_processes == 1:
-        return flag
-    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)).item() > 0
+def _over_processes(value: Tensor, how: str) -> float:
+    """The mean or the sum of a number over all processes."""
+    from accelerate.utils import reduce
+
+    return float(reduce(value, how))
 
 
 @contextmanager
-def _interrupt_after_update() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back until the update is complete; a second Ctrl-C acts at once."""
+def _held_back(asked: list[int]) -> Iterator[None]:
+    """Signals to stop are noted in `asked` until the update is complete; a second acts at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may set a signal handler
+        yield  # only the main thread may set a signal handler
         return
-    requested = False
+    stops = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    before = {number: signal.getsignal(number) for number in stops if number is not None}
+    # What is ignored, as under nohup, stays so; None is a handler that Python did not set.
+    before = {k: handler for k, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
-    def request(number, frame):
-        nonlocal requested
-        requested = True
-        signal.signal(signal.SIGINT, before)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    before = signal.signal(signal.SIGINT, request)
+    def note(number, frame) -> None:
+        asked.append(number)
+        restore()
+
     try:
-        yield lambda: requested
+        for number in before:
+            signal.signal(number, note)
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

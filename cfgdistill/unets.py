@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from cfgdistill.checkpoints import fingerprint, load_weights, read_card
 from cfgdistill.config import Recipe, one_of
-from cfgdistill.denoiser import Denoiser, default_device
+from cfgdistill.denoiser import Denoiser, default_device, unfreeze
 from cfgdistill.encoders import build_text_model, text_config
 from cfgdistill.guidance import embed_w
+from cfgdistill.randomness import seeded
 from cfgdistill.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
 from cfgdistill.toy import MLP
 
@@ -45,6 +46,10 @@ class _UNet(nn.Module):
     def with_unet(self, unet) -> "_UNet":
         """The same network around another U-Net."""
         return type(self)(unet, self.timesteps)
+
+    def trains(self, name: str) -> bool:
+        """Whether a student of this network trains the parameter of this name."""
+        return True
 
     def stock(self):
         """The U-Net as stock diffusers knows it."""
@@ -120,10 +125,10 @@ class TextUNet(_UNet):
         return {**super().config, "text": None if self.text is None else text_config(self.text)}
 
     def with_unet(self, unet) -> "TextUNet":
-        # The students' text model is the teacher's, and stays.
-        text = copy.deepcopy(self.text)
-        text = None if text is None else text.requires_grad_(False)
-        return TextUNet(unet, text, self.timesteps)
+        return TextUNet(unet, copy.deepcopy(self.text), self.timesteps)
+
+    def trains(self, name: str) -> bool:
+        return not name.startswith("text.")  # the students' text model is the teacher's, and stays
 
     def forward(
         self, z: Example, t: PerExample, cond: Tensor | None, w: PerExample | None
@@ -177,6 +182,9 @@ class LoraUNet(TextUNet):
     def with_unet(self, unet) -> "LoraUNet":
         return LoraUNet(unet, self.base, self.sha, self.rank, self.timesteps)
 
+    def trains(self, name: str) -> bool:
+        return _trained(name)
+
     def stock(self):
         """A copy in float32 with the changes added to the weights."""
         unet = copy.deepcopy(self.unet).float()
@@ -228,8 +236,7 @@ def add_lora(
     unet.requires_grad_(False)
     if half is not None:
         unet.to(half)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
     for key, parameter in unet.named_parameters():
         if _trained(key):  # what is trained is in float32, also where the rest is not
@@ -296,8 +303,7 @@ def _new_unet(recipe: Recipe, channels: int, size: int, **blocks):
     """diffusers' U-Net with the recipe's sizes; `blocks` are its arguments by their names there."""
     from diffusers import UNet2DConditionModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         return UNet2DConditionModel(
             sample_size=size,
             in_channels=channels,
@@ -318,13 +324,10 @@ def add_w_conditioning(teacher: Denoiser, w_range: tuple[float, float]) -> Denoi
     """
     unet = copy.deepcopy(teacher.net.unet)
     _add_cond_proj(unet)
-    student = Denoiser(
-        teacher.net.with_unet(unet),
-        teacher.schedule,
-        teacher.prediction_type,
-        w_range=w_range,
-        num_classes=teacher.num_classes,
-    )
+    net = teacher.net.with_unet(unet)
+    unfreeze(net)
+    student = copy.deepcopy(teacher, {id(teacher.schedule): teacher.schedule, id(teacher.net): net})
+    student.w_range, student.steps, student.sampler, student.nfe = w_range, None, None, 0
     return student.to(next(teacher.parameters()).device).eval()
 
 

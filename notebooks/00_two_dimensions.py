@@ -53,7 +53,6 @@ import os
 import time
 
 import torch
-from accelerate import Accelerator
 
 from cfgdistill import CosineSchedule, Denoiser
 from cfgdistill.checkpoints import provenance
@@ -331,7 +330,7 @@ student = Denoiser(MLP(), schedule, w_range=W_RANGE, num_classes=3)
 loss = stage_one_loss(teacher, W_RANGE)
 # Two dimensions are too small for a GPU to help.
 how = {"batch": size["batch"], "seed": seed}
-how["accelerator"] = Accelerator(cpu=True, mixed_precision="no")
+how["device"] = "cpu"
 
 started = time.perf_counter()
 run = train(student, loss, data, name="stage-one", updates=size["stage_one"], rate=6e-3, **how)

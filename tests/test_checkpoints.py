@@ -3,7 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,7 @@ from cfgdistill.checkpoints import (
     write_tensors,
     write_text,
 )
+from cfgdistill.encoders import cached
 from cfgdistill.schedules import DiscreteSchedule
 
 
@@ -45,6 +50,7 @@ def test_weights_come_back_bit_for_bit_with_what_was_said_about_them(tmp_path):
     assert same(bits(model), bits(other))
     assert card["about"] == {"seed": 5, "w": [0.0, 4.0]} and card["minutes"] == 1.5
     assert card["model"]["net"]["net"] == "MLP" and card["model"]["prediction_type"] == "v"
+    assert card["cfgdistill"] == cfgdistill.__version__
 
 
 def test_the_card_names_the_sha256_of_the_file_and_the_file_is_plain_safetensors(
@@ -131,10 +137,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     file = tmp_path / "model.json"
     write_text(file, "old")
     monkeypatch.setattr(
-        *{
-            "while writing": (Path, "write_text", full),
-            "before the rename": (os, "replace", full),
-        }[moment]
+        os, {"while writing": "fsync", "before the rename": "replace"}[moment], full
     )
     with pytest.raises(OSError, match=r"model.json could not be written \(No space left"):
         write_text(file, "new")
@@ -153,9 +156,9 @@ def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
 
 def test_the_card_is_written_last_so_a_folder_with_a_card_is_complete(tmp_path, monkeypatch):
     order = []
-    write = checkpoints._write
+    write = checkpoints.write_bytes
     monkeypatch.setattr(
-        checkpoints, "_write", lambda path, how: (order.append(path.name), write(path, how))
+        checkpoints, "write_bytes", lambda path, it: (order.append(path.name), write(path, it))
     )
     save_weights(tiny_mlp(), tmp_path, {})
     assert order == ["model.safetensors", "card.json"]
@@ -194,3 +197,213 @@ def test_a_difference_in_a_long_table_is_told_in_a_short_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"table is \[0.0, .*\.\.\. .* characters") as told:
         checkpoints.refuse_other(tmp_path, one, other)
     assert len(str(told.value)) < 300 + len(str(tmp_path))
+
+
+# ---- several at once ----------------------------------------------------------------------------
+
+
+def test_any_number_of_writers_of_one_file_at_once_never_fail_and_leave_it_whole(tmp_path):
+    file, text = tmp_path / "model.json", "x" * 10_000
+    with ThreadPoolExecutor(8) as pool:
+        writes = [pool.submit(write_text, file, text) for _ in range(80)]
+        for write in writes:
+            write.result()
+    assert file.read_text() == text and os.listdir(tmp_path) == ["model.json"]
+
+
+def test_of_two_that_want_one_cached_tensor_at_once_one_makes_it(tmp_path):
+    made, both = [], threading.Barrier(2)
+
+    def make():
+        made.append(1)
+        time.sleep(0.05)
+        return torch.ones(3)
+
+    def want():
+        both.wait()
+        return cached(tmp_path, "latents", "key", make)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(want) for _ in range(2))
+        assert torch.equal(first.result(), second.result())
+    assert len(made) == 1 and len(os.listdir(tmp_path)) == 1
+
+
+def test_an_equal_file_that_somebody_is_reading_on_windows_counts_as_written(tmp_path, monkeypatch):
+    file = tmp_path / "model.json"
+    write_text(file, "same")
+
+    def denied(*given):
+        raise PermissionError("used by another process")
+
+    monkeypatch.setattr(os, "replace", denied)
+    write_text(file, "same")
+    with pytest.raises(OSError, match="used by another process"):
+        write_text(file, "other")
+    assert file.read_text() == "same" and os.listdir(tmp_path) == ["model.json"]
+
+
+def test_a_file_is_flushed_through_a_descriptor_that_may_write(tmp_path, monkeypatch):
+    # Windows refuses to flush any other.
+    fcntl = pytest.importorskip("fcntl")
+    modes, flush = [], os.fsync
+
+    def look(number):
+        modes.append(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE)
+        flush(number)
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_text(tmp_path / "x", "text")
+    assert modes and os.O_RDONLY not in modes
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a umask")
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "x", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_lock_is_had_once_and_free_again_even_when_what_it_guarded_failed(tmp_path):
+    file = tmp_path / "lock"
+    with pytest.raises(ZeroDivisionError), checkpoints.alone(file):
+        with pytest.raises(BlockingIOError, match=f"held by process {os.getpid()} on "):
+            with checkpoints.alone(file, wait=0.0):
+                pass
+        1 / 0  # noqa: B018
+    with checkpoints.alone(file, wait=0.0):
+        assert file.exists()
+    assert not file.exists()
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def test_tensors_that_share_memory_come_back_as_tensors_of_their_own(tmp_path):
+    table = torch.arange(6.0)
+    shared = {"a": table, "b": table, "part": table[2:4], "turned": table.reshape(2, 3).T}
+    write_tensors(tmp_path / "x.safetensors", shared, {})
+    assert same(read_tensors(tmp_path / "x.safetensors")[0], shared)
+
+
+def test_a_network_with_tied_weights_is_kept_and_comes_back(tmp_path):
+    model, other = tiny_mlp(0), tiny_mlp(1)
+    for tied in (model, other):
+        tied.net.again = tied.net.outer
+    save_weights(model, tmp_path, {})
+    load_weights(other, tmp_path)
+    assert same(bits(model), bits(other)) and other.net.again is other.net.outer
+
+
+@pytest.mark.parametrize(
+    "about", [{"folder": Path("x")}, {"data": {1, 2}}, {"seed": torch.ones(2)}]
+)
+def test_what_cannot_be_kept_as_json_is_told_as_that_and_nothing_is_written(tmp_path, about):
+    with pytest.raises(ValueError, match="is kept as JSON, in numbers, text"):
+        save_weights(tiny_mlp(), tmp_path / "here", about)
+    assert not (tmp_path / "here").exists()
+
+
+def test_only_the_system_makes_it_a_full_disk(tmp_path, monkeypatch):
+    def broken(*given):
+        raise RuntimeError("a mistake in the program")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(RuntimeError, match="a mistake in the program"):
+        write_text(tmp_path / "x", "text")
+    assert not os.listdir(tmp_path)
+
+
+def test_what_is_loaded_is_what_was_hashed_though_the_file_changes_meanwhile(tmp_path, monkeypatch):
+    save_weights(tiny_mlp(0), tmp_path / "a", {})
+    save_weights(tiny_mlp(1), tmp_path / "b", {})
+    file, read = tmp_path / "a" / "model.safetensors", Path.read_bytes
+
+    def swapped_after(path):
+        content = read(path)
+        if path == file:
+            file.write_bytes(read(tmp_path / "b" / "model.safetensors"))
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", swapped_after)
+    model = tiny_mlp(2)
+    load_weights(model, tmp_path / "a")
+    assert same(bits(model), bits(tiny_mlp(0)))
+    with pytest.raises(ValueError, match="the sha256 differs"):
+        load_weights(model, tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["card.json", "model.safetensors"])
+def test_nobody_is_told_to_delete_what_could_not_be_read(tmp_path, monkeypatch, name):
+    save_weights(tiny_mlp(), tmp_path, {})
+
+    def denied(path, *given, **more):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *given, **more)
+
+    kind = "read_text" if name == "card.json" else "read_bytes"
+    real = getattr(Path, kind)
+    monkeypatch.setattr(Path, kind, denied)
+    with pytest.raises((OSError, ValueError), match="cannot be read .*Permission denied") as told:
+        load_weights(tiny_mlp(), tmp_path)
+    said = str(told.value).replace(str(tmp_path), "")
+    assert not re.search("delete|truncated|train it", said, re.IGNORECASE)
+
+
+def changed(card, **entries):
+    return json.dumps({**card, **entries})
+
+
+BAD_CARDS = {
+    "no JSON": lambda card: "{",
+    "bytes": lambda card: "\x00\x01",
+    "a list": lambda card: json.dumps([card]),
+    "a number": lambda card: "1e999",
+    "nested deep": lambda card: "[" * 100_000 + "]" * 100_000,
+    "nested deep inside": lambda card: json.dumps(card)[:-1] + ', "x": ' + '{"a":' * 100_000,
+    **{
+        f"without {key}": lambda card, key=key: json.dumps(
+            {k: v for k, v in card.items() if k != key}
+        )
+        for key in ("about", "model", "sha256")
+    },
+    **{
+        f"{key} = {value!r}": lambda card, key=key, value=value: changed(card, **{key: value})
+        for key in ("about", "model", "sha256", "recipe", "minutes", "losses", "cores")
+        for value in (None, True, ["a"], {"a": 1}, "text", 3)
+        if not isinstance(value, checkpoints.KINDS[key]) or isinstance(value, bool)
+    },
+    "another prediction type": lambda card: changed(
+        card, model={**card["model"], "prediction_type": "eps"}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CARDS)
+def test_what_is_no_card_of_ours_is_refused_in_one_sentence(tmp_path, kind):
+    save_weights(tiny_mlp(), tmp_path, {}, minutes=1.0, cores=2, losses=[1.0], recipe={})
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert read_card(tmp_path) == card
+    (tmp_path / "card.json").write_text(BAD_CARDS[kind](card))
+    with pytest.raises(ValueError, match="card.json is not one of ours") as told:
+        read_card(tmp_path)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 500
+
+
+def test_the_commit_of_a_repository_around_an_environment_is_not_ours(tmp_path, monkeypatch):
+    installed = tmp_path / ".venv" / "checkpoints.py"
+    installed.parent.mkdir()
+    installed.write_text(Path(checkpoints.__file__).read_text())
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    (tmp_path / "theirs.py").write_text("")
+    for command in (["init", "-q"], ["add", "theirs.py"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(checkpoints, "__file__", str(installed))
+    assert git_commit() is None
+    for command in (["add", "-f", str(installed)], ["commit", "-qm", "ours"]):
+        subprocess.run([*git, *command], check=True)
+    assert len(git_commit()) == 40

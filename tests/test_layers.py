@@ -11,6 +11,7 @@ PACKAGE = Path(cfgdistill.__file__).parent
 # A module imports only from modules above it.
 ORDER = [
     "config",
+    "randomness",
     "schedules",
     "parameterization",
     "denoiser",

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers import (
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -21,6 +19,7 @@ from cfgdistill.checkpoints import read_card, read_tensors, save_weights
 from cfgdistill.data import load_captioned
 from cfgdistill.encoders import Latents, TextEncoder, VAEEncoder
 from cfgdistill.export import export
+from cfgdistill.randomness import random_at
 from cfgdistill.schedules import DiscreteSchedule
 from cfgdistill.stable_diffusion import (
     OWN_W,
@@ -34,7 +33,7 @@ from cfgdistill.stable_diffusion import (
     v_schedule,
     v_teacher,
 )
-from cfgdistill.training import random_at, teacher_loss, train
+from cfgdistill.training import teacher_loss, train
 from cfgdistill.unets import add_lora, add_w_conditioning, load
 
 CAPTIONS = ["a red apple", "two cats"]
@@ -280,16 +279,19 @@ def test_a_base_in_half_precision_is_asked_in_it_and_trained_beside_it_in_float3
     assert all(p.grad is not None for p in denoiser.parameters() if p.requires_grad)
 
 
-def test_half_precision_checkpointing_and_changes_train_and_resume_together(base, data, tmp_path):
+def test_half_precision_checkpointing_and_changes_train_and_resume_together(
+    base, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "mixed_precision", lambda device: "bf16")
+
     def run(folder, stop=None):
         unet = open_pipeline(base).unet
         unet.enable_gradient_checkpointing()
         net = add_lora(unet, base, 4, half=torch.bfloat16)
         before = {k: p.detach().clone() for k, p in net.named_parameters() if not p.requires_grad}
         teacher = Denoiser(net, v_schedule(open_pipeline(base)))
-        AcceleratorState._reset_state()
         how = dict(name="teacher", updates=4, batch=2, rate=1e-2, folder=folder)
-        how["accelerator"] = Accelerator(mixed_precision="bf16", cpu=True)
+        how |= {"precision": "mixed", "device": "cpu"}
         updates = train(teacher, teacher_loss(data.null, 0.1), data, **how)
         for update in updates:
             if update.number == stop:
@@ -301,7 +303,6 @@ def test_half_precision_checkpointing_and_changes_train_and_resume_together(base
 
     run(tmp_path / "a", stop=2)
     one, other = run(tmp_path / "a"), run(tmp_path / "b")
-    AcceleratorState._reset_state()
     assert {value.dtype for value in one.values()} == {torch.float32}
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert any(value.abs().max() > 0 for key, value in one.items() if "lora_B" in key)

@@ -10,12 +10,12 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate import PartialState
 from helpers import tiny_mlp
 
 from cfgdistill import (
@@ -23,21 +23,22 @@ from cfgdistill import (
     Denoiser,
     GuidedDenoiser,
     distill_progressively,
+    randomness,
     train,
     training,
 )
-from cfgdistill.checkpoints import read_card
+from cfgdistill.checkpoints import read_card, read_tensors, save_weights
 from cfgdistill.data import load_data
+from cfgdistill.randomness import Draw, random_at
 from cfgdistill.training import (
-    Draw,
     halvings,
     mixed_precision,
-    random_at,
     reset,
     stage_one_loss,
     stage_two_loss,
     teacher_loss,
 )
+from cfgdistill.unets import load
 
 DATA = load_data("toy", images=300)
 LOSS = teacher_loss(3, 0.1)
@@ -100,7 +101,7 @@ def test_draws_are_made_on_the_device_so_that_it_never_waits(monkeypatch):
     # The meta device stands for a GPU: it makes tensors, but torch has no generator for it.
     asked = []
     monkeypatch.setattr(
-        training, "random_at", lambda *where, device: asked.append((where, str(device)))
+        randomness, "random_at", lambda *where, device: asked.append((where, str(device)))
     )
     meta = torch.device("meta")
     draw = Draw((0, "teacher", 7), 8, slice(2, 6), meta)
@@ -566,7 +567,8 @@ def test_drop_gives_the_null_label_at_its_rate():
     assert (seen[0] == 3).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
-def test_under_mixed_precision_both_networks_compute_in_bf16_and_the_rest_does_not():
+def test_under_mixed_precision_both_networks_compute_in_bf16_and_the_rest_does_not(monkeypatch):
+    monkeypatch.setattr(training, "mixed_precision", lambda device: "bf16")
     kinds = {"student": set(), "teacher": set(), "seen by a loss": set()}
 
     class Layer(torch.nn.Module):
@@ -586,24 +588,29 @@ def test_under_mixed_precision_both_networks_compute_in_bf16_and_the_rest_does_n
     def loss(model, x, cond, draw):
         losses = stage_two_loss(teacher, 4, (0.0, 4.0))(model, x, cond, draw)
         pred = model(x, 0.5, cond, 1.0)
-        kinds["seen by a loss"] |= {losses.dtype, pred.v.dtype, pred.x.dtype}
+        said = model.net(x, torch.full((len(x),), 0.5), cond, torch.ones(len(x)))
+        kinds["seen by a loss"] |= {losses.dtype, pred.v.dtype, pred.x.dtype, said.dtype}
         return losses
 
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    list(
-        train(student, loss, DATA, name="s", updates=2, batch=8, rate=0.1, accelerator=accelerator)
-    )
-    AcceleratorState._reset_state()
+    how = dict(name="s", updates=2, batch=8, rate=0.1, precision="mixed", device="cpu")
+    list(train(student, loss, DATA, **how))
     assert kinds["student"] == kinds["teacher"] == {torch.bfloat16}
     assert kinds["seen by a loss"] == {torch.float32}
     assert all(p.dtype == torch.float32 for p in student.parameters())
 
 
 def test_runs_of_different_precision_follow_each_other_in_one_process(monkeypatch):
-    monkeypatch.setattr(training, "mixed_precision", lambda: "bf16")
-    for precision, kind in (("mixed", "bf16"), ("full", "no"), ("mixed", "bf16")):
-        assert training._accelerator(precision).mixed_precision == kind
+    monkeypatch.setattr(training, "mixed_precision", lambda device: "bf16")
+    seen = []
+
+    def loss(model, x, cond, draw):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return LOSS(model, x, cond, draw)
+
+    for precision in ("mixed", "full", "mixed"):
+        how = dict(name="a", updates=1, batch=4, rate=1e-3, precision=precision, device="cpu")
+        list(train(tiny_mlp(), loss, DATA, **how))
+    assert seen == [True, False, True]
     with pytest.raises(ValueError, match="There is no precision 'half'"):
         next(run(tiny_mlp(), precision="half"))
 
@@ -667,3 +674,365 @@ def test_bf16_is_used_only_where_the_gpu_has_it(monkeypatch, capability, kind):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert mixed_precision() == kind
+
+
+# ---- frozen, edited, reused ----------------------------------------------------------------------
+
+
+def frozen(model):
+    return model.requires_grad_(False)
+
+
+def trainable(model):
+    return {key for key, p in model.net.named_parameters() if p.requires_grad}
+
+
+def test_the_students_of_a_frozen_teacher_are_those_of_one_that_is_not():
+    teacher = tiny_mlp(w_range=(0.0, 4.0))
+    wanted = list(stage_two(teacher))
+    found = list(stage_two(frozen(teacher)))
+    assert all(same(a, b) for a, b in zip(wanted, found, strict=True))
+    assert not trainable(teacher)  # which is left as it was
+
+
+@pytest.mark.parametrize("how", ["frozen", "changed", "moved on"])
+def test_what_is_done_to_a_yielded_student_does_not_reach_the_next_ones(how):
+    teacher = tiny_mlp(w_range=(0.0, 4.0))
+    wanted = [bits(student) for student in stage_two(teacher)]
+    found = []
+    for student in stage_two(teacher):
+        found.append(bits(student))
+        if how == "frozen":
+            frozen(student)
+        elif how == "changed":
+            torch.nn.utils.vector_to_parameters(torch.zeros(10_000), student.parameters())
+        else:
+            student.steps, student.sampler = 64, "stochastic"
+    assert all(
+        torch.equal(x, y)
+        for a, b in zip(wanted, found, strict=True)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_what_is_frozen_in_part_stays_so_in_a_student():
+    teacher = tiny_mlp(w_range=(0.0, 4.0))
+    teacher.net.outer.requires_grad_(False)
+    student = teacher.for_steps(4)
+    assert trainable(student) == trainable(teacher)
+    assert {"outer.weight", "outer.bias"}.isdisjoint(trainable(student))
+
+
+def test_a_model_in_which_nothing_can_be_trained_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="model of teacher can be trained.*are frozen: call"):
+        next(run(frozen(tiny_mlp())))
+
+
+def test_the_card_says_how_many_parameters_were_trained(tmp_path):
+    model = tiny_mlp()
+    model.net.outer.requires_grad_(False)
+    list(run(model, folder=tmp_path))
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert read_card(tmp_path)["trained_parameters"] == count
+    assert 0 < count < sum(p.numel() for p in model.parameters())
+
+
+class Loud(Denoiser):
+    """A denoiser of a user's own."""
+
+    def forward(self, *given):
+        return super().forward(*given)
+
+
+def test_a_student_is_of_its_teachers_class_and_shares_its_schedule():
+    teacher = Loud(tiny_mlp().net, CosineSchedule(), "eps", w_range=(0.0, 4.0), num_classes=3)
+    teacher.nfe, teacher.own = 7, "kept"
+    student = teacher.for_steps(8, "stochastic")
+    assert type(student) is Loud and student.own == "kept"
+    assert (student.steps, student.sampler, student.nfe) == (8, "stochastic", 0)
+    assert student.schedule is teacher.schedule and student.net is not teacher.net
+    assert (teacher.steps, teacher.sampler, teacher.nfe) == (None, None, 7)
+    assert student.describe() == {**teacher.describe(), "steps": 8, "sampler": "stochastic"}
+
+
+@pytest.mark.parametrize(
+    ("start", "sampler", "sentence"),
+    [
+        (8, "stochastic", "student of 4 steps, and one of 8 does not halve them: start with 2"),
+        (4, "stochastic", "student of 4 steps, and one of 4 does not halve them: start with 2"),
+        (1, "stochastic", "student of 4 steps, and one of 1 does not halve them: start with 2"),
+        (2, "ddim", "distilled for the sampler 'stochastic', so its students cannot be for 'ddim'"),
+    ],
+)
+def test_a_halving_that_does_not_continue_a_halving_is_refused(start, sampler, sentence):
+    teacher = tiny_mlp(w_range=(0.0, 4.0)).for_steps(4, "stochastic")
+    with pytest.raises(ValueError, match=sentence):
+        next(stage_two(teacher, start=start, sampler=sampler))
+    loss = stage_two_loss(teacher, start, (0.0, 4.0), sampler=sampler)
+    with pytest.raises(ValueError, match=sentence):
+        loss(teacher.for_steps(start, sampler), torch.zeros(8, 2), None, None)
+
+
+def test_a_student_is_distilled_further_as_if_the_halvings_had_not_been_interrupted():
+    teacher = tiny_mlp(w_range=(0.0, 4.0))
+    whole = list(stage_two(teacher))
+    (two, _) = stage_two(whole[0], start=2)
+    assert same(two, whole[1])
+
+
+# ---- dropout, modes, seeds -----------------------------------------------------------------------
+
+
+class Dropping(torch.nn.Module):
+    """A network with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.config = tiny_mlp().net, {}
+
+    def forward(self, z, t, cond, w):
+        return torch.nn.functional.dropout(self.inner(z, t, cond, w), 0.5, self.training)
+
+
+def dropping(**about):
+    return Denoiser(Dropping(), CosineSchedule(), num_classes=3, **about)
+
+
+@pytest.mark.parametrize("stop", [None, 3])
+def test_dropout_too_depends_on_seed_name_and_update_alone(tmp_path, stop):
+    whole, updates = dropping(), []
+    updates = list(run(whole))
+    torch.manual_seed(5)
+    torch.rand(100)
+    part, seen = dropping(), []
+    if stop is not None:
+        begun = run(dropping(), folder=tmp_path)
+        seen = [next(begun) for _ in range(stop)]
+        begun.close()
+    seen += list(run(part, folder=tmp_path))
+    assert same(whole, part) and seen == updates
+    assert [u.loss for u in run(dropping(), name="other")] != [u.loss for u in updates]
+
+
+def test_processes_do_not_drop_the_same_of_their_shares(monkeypatch):
+    losses = []
+    for rank in range(2):
+        monkeypatch.setattr(PartialState(), "process_index", rank)
+        monkeypatch.setattr(training, "Draw", lambda *w: Draw(w[0], 8, slice(0, 8), w[3]))
+        (update,) = run(dropping(), updates=1)
+        losses.append(update.loss)
+    assert losses[0] != losses[1]
+
+
+def test_training_leaves_the_global_random_numbers_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    list(run(dropping()))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_a_teacher_does_not_drop_out_whatever_mode_it_is_in(stage):
+    teacher = dropping(w_range=None if stage == "one" else (0.0, 4.0))
+    student, x = tiny_mlp(seed=1, w_range=(0.0, 4.0)), torch.ones(8, 2)
+    assert teacher.training  # as modules are born
+    if stage == "one":
+        loss = stage_one_loss(GuidedDenoiser(teacher, 3), (0.0, 4.0))
+    else:
+        loss = stage_two_loss(teacher, 4, (0.0, 4.0))
+    cond = torch.zeros(8).long()
+    first, second = (loss(student, x, cond, Draw((0,), 8, slice(None), CPU)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_seed_for_a_while_gives_every_gpu_its_numbers_back(monkeypatch):
+    forked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    def fork(devices):
+        forked.extend(devices)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with randomness.seeded(9):
+        pass
+    assert forked == [0, 1, 2] and seeds == [9]
+
+
+def test_a_seed_for_a_while_gives_the_numbers_of_manual_seed():
+    torch.manual_seed(7)
+    known = torch.rand(3)
+    with randomness.seeded(7):
+        assert torch.equal(torch.rand(3), known)
+
+
+def test_no_module_of_the_package_forks_random_numbers_by_itself():
+    package = Path(randomness.__file__).parent
+    users = [p.name for p in package.glob("*.py") if "fork_rng" in p.read_text()]
+    assert users == ["randomness.py"]
+
+
+def test_reset_leaves_what_is_frozen_as_it_is():
+    net = tiny_mlp().net
+    net.outer.requires_grad_(False)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    reset(net, seed=9)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]) == key.startswith("outer.")
+
+
+# ---- rates ---------------------------------------------------------------------------------------
+
+
+def test_of_two_rates_that_fit_a_name_the_first_holds_and_they_do_not_multiply():
+    settings = dict(name="a", updates=1, batch=4, rate=0.5)
+    for faster, times in (
+        ({"fast_proj": 10.0, "fast": 3.0}, 10.0),
+        ({"fast": 3.0, "fast_proj": 10.0}, 3.0),
+    ):
+        model = Two()
+        list(train(model, sum_of_both, DATA, faster=faster, **settings))
+        assert 1 - model.net["fast_proj"].item() == pytest.approx(times * 0.01, rel=1e-3)
+        assert 1 - model.net["slow"].item() == pytest.approx(0.01, rel=1e-3)
+
+
+# ---- compiled, launched --------------------------------------------------------------------------
+
+
+def test_a_compiled_network_leaves_the_files_of_a_plain_one(tmp_path):
+    plain, compiled = tiny_mlp(), tiny_mlp()
+    compiled.net = torch.compile(compiled.net)
+    with torch.compiler.set_stance("force_eager"):
+        for model, folder in ((plain, "plain"), (compiled, "compiled")):
+            begun = run(model, folder=tmp_path / folder)
+            next(begun)
+            begun.close()
+            list(run(model, folder=tmp_path / folder))
+    names = {
+        folder: read_tensors(tmp_path / folder / "model.safetensors")[0].keys()
+        for folder in ("plain", "compiled")
+    }
+    assert names["plain"] == names["compiled"] == tiny_mlp().net.state_dict().keys()
+    assert same(load(tmp_path / "compiled"), plain)
+    again = tiny_mlp(seed=5)
+    again.net = torch.compile(again.net)
+    assert list(run(again, folder=tmp_path / "plain")) == [] and same(again, plain)
+    student = compiled.for_steps(4)
+    assert trainable(student) and student.net is not compiled.net
+
+
+def test_a_checkpoint_is_not_let_go_before_the_finished_model_was_read_back(tmp_path, monkeypatch):
+    def damaged(model, folder, about, **more):
+        save_weights(model, folder, about, **more)
+        (folder / "model.safetensors").write_bytes(b"what the disk made of it")
+
+    monkeypatch.setattr(training, "save_weights", damaged)
+    with pytest.raises(ValueError, match="cannot be read"):
+        list(run(tiny_mlp(), folder=tmp_path))
+    assert len(read_tensors(tmp_path / "training.safetensors")[0]["losses"]) == 10
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launcher_that_shares_weights_out_is_refused_in_a_sentence(monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(ValueError, match=f"was asked for {kind}, which shares the weights out"):
+        next(run(tiny_mlp()))
+
+
+def test_what_else_a_launcher_asks_for_changes_no_bit_and_is_told_in_one_line(monkeypatch):
+    wanted, _ = trained()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    told = "mixed_precision bf16, gradient_accumulation_steps 4, dynamo_backend EAGER, asked of"
+    with pytest.warns(UserWarning, match=told):
+        found, _ = trained()
+    assert same(wanted, found)
+
+
+# ---- what is asked for while it runs -------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_signal_to_stop_completes_the_update_and_saves(tmp_path, name):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.default_int_handler)
+
+    def press(model, x, cond, draw):
+        os.kill(os.getpid(), number)
+        return LOSS(model, x, cond, draw)
+
+    try:
+        settings = dict(name="teacher", updates=12, batch=8, rate=1e-2, folder=tmp_path)
+        with pytest.raises(KeyboardInterrupt, match="Stopped in teacher"):
+            list(train(tiny_mlp(), press, DATA, **settings))
+        assert signal.getsignal(number) is signal.default_int_handler
+        assert len(read_tensors(tmp_path / "training.safetensors")[0]["losses"]) == 1
+        signal.signal(number, signal.SIG_IGN)  # as under nohup
+        assert len(list(train(tiny_mlp(), press, DATA, **settings))) == 11
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_after_the_last_look_is_not_forgotten(tmp_path, monkeypatch):
+    over = training._over_processes
+
+    def look(value, how):  # the second of each update is the look at who asked to stop
+        found = over(value, how)
+        if how == "sum":
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(training, "_over_processes", look)
+    seen = []
+    with pytest.raises(KeyboardInterrupt, match="Stopped in teacher"):
+        for update in run(tiny_mlp(), folder=tmp_path):
+            seen.append(update)
+    assert len(seen) == 1
+    assert len(read_tensors(tmp_path / "training.safetensors")[0]["losses"]) == 2
+
+
+def test_two_runs_in_one_folder_at_once_are_refused_and_the_first_goes_on(tmp_path):
+    whole, first = trained()[0], tiny_mlp()
+    begun = run(first, folder=tmp_path)
+    next(begun)
+    with pytest.raises(ValueError, match=rf"trained in .* already .*process {os.getpid()} on "):
+        next(run(tiny_mlp(), folder=tmp_path, seed=1))
+    list(begun)
+    assert same(whole, first) and list(run(tiny_mlp(), folder=tmp_path)) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["card.json", "model.safetensors"]
+
+
+def test_a_machine_that_died_blocks_nobody(tmp_path):
+    (tmp_path / "lock").write_text("process 1 on another-machine")
+    (tmp_path / "card.json.1-ab.tmp").write_text("{")
+    assert len(list(run(tiny_mlp(), folder=tmp_path))) == 12
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["card.json", "model.safetensors"]
+
+
+def test_the_card_names_every_precision_in_which_a_run_computed(tmp_path, monkeypatch):
+    for kind, stop in (("bf16", 2), ("bf16", 4), ("no", None)):
+        monkeypatch.setattr(training, "mixed_precision", lambda device, kind=kind: kind)
+        begun = run(tiny_mlp(), folder=tmp_path, precision="mixed")
+        for update in begun:
+            if update.number == stop:
+                begun.close()
+                break
+    assert read_card(tmp_path)["precisions"] == ["bf16", "no"]
+
+
+def test_what_cannot_be_kept_is_told_before_anything_is_trained(tmp_path):
+    calls = []
+
+    def loss(*given):
+        calls.append(1)
+        return LOSS(*given)
+
+    how = dict(name="a", updates=2, batch=4, rate=1e-3, folder=tmp_path)
+    with pytest.raises(ValueError, match="is kept as JSON"):
+        list(train(tiny_mlp(), loss, DATA, notes={"where": tmp_path}, **how))
+    assert not calls
