@@ -4,9 +4,12 @@ import hashlib
 import json
 import math
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -428,3 +431,23 @@ def test_what_two_processes_cannot_share_is_refused(run, monkeypatch, given, sen
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, said = run(given)
     assert code == 1 and sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_outside_of_training_too_ends_with_130_and_one_sentence(monkeypatch, capsys, name):
+    def press():
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(5)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(cli, "main", press)
+    try:
+        with pytest.raises(SystemExit) as told:
+            runpy.run_module("cfgdistill.__main__", run_name="__main__")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert told.value.code == 130
+    assert capsys.readouterr().err == "Stopped. The same command again uses what is saved.\n"

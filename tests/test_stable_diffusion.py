@@ -328,10 +328,11 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(base, text):
 
 
 class CountsInPython(torch.optim.Optimizer):
-    """Momentum that, as 8-bit Adam does, counts its steps in Python."""
+    """Momentum that, as 8-bit Adam does, counts its steps in Python and shares a table."""
 
     def __init__(self, groups, rate):
         super().__init__(groups, {"lr": rate})
+        self.qmap = torch.linspace(-1, 1, 256)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -342,6 +343,7 @@ class CountsInPython(torch.optim.Optimizer):
                 assert type(state["step"]) is int
                 moment = 0.9 * state.get("moment", torch.zeros_like(p)) + p.grad
                 state["moment"] = moment
+                state.setdefault("qmap1", self.qmap)
                 p -= group["lr"] * moment / state["step"]
 
 

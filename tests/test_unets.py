@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, tiny_mlp, with_w
+from helpers import TINY, tiny_mlp, tiny_text_student, with_w
 
 from cfgdistill import GuidedDenoiser, ddim, get_recipe, guidance_matching_loss, last
 from cfgdistill.checkpoints import save_weights
 from cfgdistill.data import load_data
 from cfgdistill.guidance import embed_w
-from cfgdistill.training import teacher_loss, train
+from cfgdistill.training import reset, teacher_loss, train
 from cfgdistill.unets import add_w_conditioning, build_text_unet, build_unet, load
 
 RECIPE = get_recipe("digits", "smoke", channels=(8, 16), batch=4)
@@ -207,3 +207,15 @@ def test_a_network_in_half_precision_is_asked_with_features_of_w_in_its_own(half
     z = torch.zeros(2, 1, 8, 8, dtype=half)
     pred = student(z, 0.5, torch.tensor([0, 3]), 0.3)
     assert pred.v.dtype == half and pred.v.isfinite().all()
+
+
+def test_the_text_model_stays_frozen_in_every_student_and_the_rest_is_trained():
+    student, *_ = tiny_text_student()
+    for teacher in (student, student.requires_grad_(False)):
+        further = teacher.for_steps(4)
+        trained = {key for key, p in further.net.named_parameters() if p.requires_grad}
+        assert trained == {key for key, _ in further.net.named_parameters() if "text." not in key}
+        before = further.net.text.state_dict()
+        before = {key: value.clone() for key, value in before.items()}
+        reset(further.net, seed=9)
+        assert all(torch.equal(v, before[k]) for k, v in further.net.text.state_dict().items())
