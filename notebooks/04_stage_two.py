@@ -306,8 +306,8 @@ show(
     fig,
     alt="Six digits at w = 0 on the left and at w = 3 on the right: by the teacher in 128 steps, in 4 steps and in 1 "
     "step, and by the students of 4 steps and 1 step, each but the first with its distance to the first line. The "
-    "teacher's single step is grey and blurred and its distances are bright; its 4 steps look alike and have clear "
-    "distances; those of the students are the faintest.",
+    "teacher's single step is grey and blurred and its distances are bright. Its 4 steps look like its 128, with faint "
+    "distances. Those of the students are fainter still at w = 0, and about as strong at w = 3.",
     path=Path(out) / "samples.png",
 )
 
@@ -421,7 +421,7 @@ for name, model, steps in models:
 # that is asked for $w = 3$, we look for the $w$ at which the *teacher's* samples from the same noise are nearest.
 
 # %%
-ladder = {w: generate(teacher, steps=32, w=w, **arguments) for w in (2.0, 2.5, 3.0)}
+ladder = reference | {w: generate(teacher, steps=32, w=w, **arguments) for w in (2.0, 2.5)}
 for name, model, steps in models[5:]:
     nearest = delivered_by_samples(generate(model, steps=steps, w=3.0, **arguments), ladder)
     print(f"{name}, N = {steps}: asked for w = 3, nearest to the teacher at w = {nearest:.1f}")
