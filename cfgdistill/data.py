@@ -338,7 +338,7 @@ def _read(files: Sequence[Path], what: str):
         names = ", ".join(file.name for file in files)
         raise OSError(
             _about_disk(error, what)
-            or f"{what} is damaged, or not parquet in the hub's layout ({_last_line(error)}): copy "
+            or f"{what} is damaged, or not parquet in the hub's layout ({last_line(error)}): copy "
             f"{names} again."
         ) from error
 
@@ -352,7 +352,7 @@ def _from_hub(name: str, what: str, advice: str, configuration: str | None = Non
     except Exception as error:  # datasets raises a dozen kinds, down to those of pyarrow
         raise OSError(
             _about_disk(error, what)
-            or f"{what} could not be had from the hub ({_last_line(error)}): {advice}"
+            or f"{what} could not be had from the hub ({last_line(error)}): {advice}"
         ) from error
 
 
@@ -374,7 +374,7 @@ def _about_disk(error: BaseException | None, what: str) -> str:
     return ""
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """The kind of an error, and what its own message ends with."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[-1].strip().rstrip('.')}".removesuffix(": ")
@@ -403,7 +403,7 @@ def _pictures(table, column: str, what: str, made: Callable) -> Tensor:
             found.append(made(table[i][column]))
     except Exception as error:  # of Pillow, zlib, pyarrow and others
         raise ValueError(
-            f"{what} has no image that can be read in row {len(found)} ({_last_line(error)}): mend "
+            f"{what} has no image that can be read in row {len(found)} ({last_line(error)}): mend "
             "that row, or leave it out."
         ) from error
     if not found:

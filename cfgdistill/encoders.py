@@ -30,14 +30,16 @@ class VAEEncoder(nn.Module):
 
     latents = scale (z - shift), where z is what the autoencoder says: for `AutoencoderKL` the mean
     of its posterior. scale is one number and shift one per channel, so that stock diffusers
-    pipelines, which know a scale only, can be given the same latents: see `folded`.
+    pipelines, which know a scale only, can be given the same latents: see `folded`. Unless they are
+    given, they are those of the autoencoder's configuration. `vae` itself is left as it is.
     """
 
     def __init__(self, vae, shift: Float[Tensor, " c"] | None = None, scale: float | None = None):
         super().__init__()
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae = vae
         channels, device = vae.config.latent_channels, next(vae.parameters()).device
-        shift = torch.zeros(channels) if shift is None else shift
+        if shift is None:
+            shift = torch.full((channels,), float(vae.config.get("shift_factor") or 0))
         self.register_buffer("shift", shift.reshape(1, -1, 1, 1).float().to(device))
         self.scale = float(vae.config.scaling_factor if scale is None else scale)
 
@@ -49,7 +51,7 @@ class VAEEncoder(nn.Module):
     @classmethod
     def measured(cls, vae, batches: Iterable[Tensor]) -> "VAEEncoder":
         """With the shift and scale that give the latents of these images mean 0 and variance 1."""
-        raw = cls(vae, scale=1.0)
+        raw = cls(vae, torch.zeros(vae.config.latent_channels), scale=1.0)
         z = torch.cat([raw.encode(x) for x in batches]).double()
         # The decoder of AutoencoderTiny squashes its input around 0: there nothing may be shifted.
         movable = hasattr(vae, "post_quant_conv") and vae.post_quant_conv is not None
@@ -61,7 +63,7 @@ class VAEEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Example) -> Latent:
-        found = self.vae.encode(x.to(self.shift.device))
+        found = self.vae.encode(x.to(self.shift.device, self.vae.dtype))
         z = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
         return (self.scale * (z.float() - self.shift)).to(x.device)
 
@@ -76,10 +78,19 @@ class VAEEncoder(nn.Module):
 
         The shift goes into the 1 x 1 convolutions on both sides of the latents.
         """
-        vae = copy.deepcopy(self.vae)
+        vae, shift = copy.deepcopy(self.vae), self.shift.flatten()
         vae.register_to_config(scaling_factor=self.scale)
-        if self.shift.any():
-            shift = self.shift.flatten()
+        known = vae.config.get("shift_factor") or 0
+        if (shift == known).all():
+            return vae  # as it knows that shift itself
+        if known:
+            vae.register_to_config(shift_factor=None)
+        if shift.any():
+            if getattr(vae, "quant_conv", None) is None:
+                raise ValueError(
+                    "This autoencoder has no 1 x 1 convolutions that a shift could go into: give "
+                    "VAEEncoder the shift of its configuration."
+                )
             vae.quant_conv.bias.data[: len(shift)] -= shift
             kernel = vae.post_quant_conv.weight.data[:, :, 0, 0]
             vae.post_quant_conv.bias.data += kernel @ shift
@@ -188,8 +199,12 @@ class Latents(Data):
         )
 
     def decode(self, x: Tensor) -> Tensor:
-        """Latents [b, c, h, h] to images in [-1, 1], in parts: a decoder is large."""
-        return torch.cat([self.vae.decode(part) for part in x.split(64)])
+        """Latents [b, c, h, h] to images in [-1, 1], in parts: a decoder is large.
+
+        At most 64 at once, and at most four where latents are 64 x 64.
+        """
+        part = min(64, max(1, 2**14 // x[0, 0].numel()))
+        return torch.cat([self.vae.decode(some) for some in x.split(part)])
 
     def prompts(self, n: int) -> tuple[Tensor, Tensor]:
         rows, _ = self.images.prompts(n)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cfgdistill.checkpoints import fingerprint
 from cfgdistill.config import Recipe, one_of
-from cfgdistill.data import load_captioned
+from cfgdistill.data import last_line, load_captioned
 from cfgdistill.denoiser import Denoiser, default_device
 from cfgdistill.encoders import (
     Latents,
@@ -30,15 +30,17 @@ from cfgdistill.randomness import random_at, seeded
 from cfgdistill.sampling import ddim, last
 from cfgdistill.schedules import DiscreteSchedule
 from cfgdistill.training import mixed_precision
-from cfgdistill.unets import TIMESTEPS, TextUNet, add_lora
+from cfgdistill.unets import TIMESTEPS, TextUNet, add_lora, from_hub, name_and_revision
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}  # diffusers' word: ours
 OWN_W = 6.5  # at which a teacher paints its own data; guidance_scale 7.5, the pipelines' default
 PART = 16  # images that are painted at once, and kept at once
+MOST = 100.0  # root mean square of painted latents, above which something is wrong
 
 
 def open_pipeline(base: str):
-    """The Stable Diffusion 1.x or 2.x pipeline of this name on the hub or in this folder, float32.
+    """The Stable Diffusion 1.x or 2.x pipeline of this name on the hub (or name@revision) or in
+    this folder, float32.
 
     OSError where it cannot be had, ValueError where it is another kind of pipeline; one sentence
     each.
@@ -46,14 +48,14 @@ def open_pipeline(base: str):
     from diffusers import StableDiffusionPipeline
 
     try:
-        kind = StableDiffusionPipeline.load_config(base)["_class_name"]
+        name, revision = name_and_revision(base)
+        kind = StableDiffusionPipeline.load_config(name, revision=revision)["_class_name"]
         if kind == "StableDiffusionPipeline":
-            pipe = StableDiffusionPipeline.from_pretrained(
-                base, safety_checker=None, requires_safety_checker=False
-            )
+            checker = {"safety_checker": None, "requires_safety_checker": False}
+            pipe = from_hub(StableDiffusionPipeline, base, **checker)
     except Exception as error:  # of the hub, http and safetensors, each with kinds of its own
         raise OSError(
-            f"The pipeline {base!r} could not be had ({type(error).__name__}): connect to the "
+            f"The pipeline {base!r} could not be had ({last_line(error)}): connect to the "
             "network, check the name and whether its licence was accepted, or name a folder that "
             "save_pretrained has written."
         ) from error
@@ -80,7 +82,13 @@ def open_pipeline(base: str):
             f"The scheduler of {base!r}, {type(pipe.scheduler).__name__}, has no alphas_cumprod: "
             "flow matching is not Stable Diffusion 1.x or 2.x. Name one of those."
         )
-    one_of("prediction type", pipe.scheduler.config.prediction_type, PREDICTIONS)
+    said = one_of("prediction type", pipe.scheduler.config.prediction_type, PREDICTIONS)
+    if said == "epsilon" and pipe.scheduler.alphas_cumprod[-1] < 1e-5:
+        raise ValueError(
+            f"{base!r} says eps on a schedule that ends in pure noise, of which no image can be "
+            "had: correct prediction_type or rescale_betas_zero_snr in its scheduler's "
+            "configuration."
+        )
     return pipe
 
 
@@ -228,7 +236,14 @@ def own_latents(
             torch.randn(net.shape, generator=random_at(seed, "own", i)) for i in rows.tolist()
         ]
         z, cond = torch.stack(noises).to(teacher.device), conds[rows].to(teacher.device)
-        return last(ddim(teacher, z, steps, cond, w)).float().cpu()
+        painted = last(ddim(teacher, z, steps, cond, w)).float().cpu()
+        size = painted.square().mean().sqrt().item()
+        if not size < MOST:  # so written, NaN is refused as well
+            raise ValueError(
+                f"The base paints latents of size {size:.3g}, where about 1 is right: check the "
+                "prediction_type and the betas of its scheduler."
+            )
+        return painted
 
     parts = []
     for rows in torch.arange(len(conds)).split(PART):

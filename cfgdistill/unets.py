@@ -1,7 +1,7 @@
 """diffusers' U-Net behind our call, and the ways to get one: new, with a w input, from a folder."""
 
 import copy
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -245,16 +245,40 @@ def add_lora(
 
 
 def open_unet(base: str):
-    """The U-Net of a pipeline by name or folder, in float32; OSError where it cannot be had."""
+    """The U-Net of a pipeline by name, name@revision or folder, in float32; OSError where it cannot
+    be had."""
     from diffusers import UNet2DConditionModel
 
     try:
-        return UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+        return from_hub(UNet2DConditionModel, base, subfolder="unet")
     except Exception as error:  # of the hub, http and safetensors, each with kinds of its own
         raise OSError(
             f"The U-Net of {base!r} could not be had ({type(error).__name__}): connect to the "
             "network once, or name the folder of a pipeline."
         ) from error
+
+
+def from_hub(kind, base: str, **how):
+    """What `kind` of diffusers opens by name, name@revision or folder, in float32.
+
+    Where there are only files in half precision, which diffusers calls a variant, those are taken.
+    """
+    name, revision = name_and_revision(base)
+    how |= {"revision": revision, "torch_dtype": torch.float32}
+    try:
+        return kind.from_pretrained(name, **how)
+    except Exception:
+        with suppress(Exception):
+            return kind.from_pretrained(name, variant="fp16", **how)
+        raise
+
+
+def name_and_revision(base: str) -> tuple[str, str | None]:
+    """A folder or a name on the hub, and what may stand behind an @: a branch, tag or commit."""
+    if Path(base).is_dir():
+        return base, None
+    name, _, revision = base.partition("@")
+    return name, revision or None
 
 
 def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
@@ -379,8 +403,8 @@ def _open_lora(config: dict) -> LoraUNet:
     net = add_lora(open_unet(base), base, config["rank"], timesteps=timesteps)
     if net.sha != config["sha"]:
         raise ValueError(
-            f"The U-Net of {base!r} is not the one that this model was trained on: name the "
-            "revision of then, or train again."
+            f"The U-Net of {base!r} is not the one that this model was trained on: write the "
+            "revision of then into its card, as name@revision, or train again."
         )
     if config["time_cond_proj_dim"] is not None:
         _add_cond_proj(net.unet)

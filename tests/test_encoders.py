@@ -14,6 +14,7 @@ from cfgdistill.checkpoints import save_weights
 from cfgdistill.data import Data
 from cfgdistill.encoders import (
     Autoencoder,
+    Latents,
     VAEEncoder,
     _ThereAndBack,
     autoencoder_loss,
@@ -101,6 +102,60 @@ def test_stock_code_with_the_folded_autoencoder_has_the_same_latents_and_images(
     assert all(torch.equal(before[key], value) for key, value in encoder.vae.state_dict().items())
 
 
+def shifted(**quant):
+    """Like that of Stable Diffusion 3 and FLUX, which name a shift in their configuration."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        latent_channels=3,
+        scaling_factor=1.5,
+        shift_factor=0.25,
+        **quant,
+    )
+
+
+@pytest.mark.parametrize("quant", [{}, {"use_quant_conv": False, "use_post_quant_conv": False}])
+def test_an_autoencoder_that_names_its_shift_has_it_and_stock_code_the_same_latents(quant):
+    x, _ = images(2).all()
+    vae = shifted(**quant)
+    encoder, z = VAEEncoder(vae), vae.encode(x).latent_dist.mode()
+    torch.testing.assert_close(encoder.encode(x), (z - 0.25) * 1.5)
+    torch.testing.assert_close(encoder.decode(encoder.encode(x)), vae.decode(z).sample.clamp(-1, 1))
+    for made in (encoder, VAEEncoder(vae, torch.zeros(3))):  # with its own shift, and with none
+        stock = made.folded()
+        z = stock.encode(x).latent_dist.mode() - (stock.config.shift_factor or 0)
+        torch.testing.assert_close(z * stock.config.scaling_factor, made.encode(x))
+    other = VAEEncoder(vae, torch.tensor([0.1, 0.2, 0.3]))
+    if quant:
+        with pytest.raises(ValueError, match="no 1 x 1 convolutions"):
+            other.folded()
+    else:
+        z = other.folded().encode(x).latent_dist.mode()
+        torch.testing.assert_close(z * 1.5, other.encode(x))
+        assert not other.folded().config.shift_factor
+
+
+def test_an_autoencoder_in_half_precision_encodes_and_decodes_and_is_left_as_it_was():
+    vae = kl().bfloat16().train()
+    x, _ = images(2).all()
+    encoder = VAEEncoder(vae)
+    z = encoder.encode(x)
+    assert z.dtype == encoder.decode(z).dtype == torch.float32
+    assert vae.training and all(p.requires_grad for p in vae.parameters())
+
+
+def test_images_are_decoded_in_parts_that_grow_smaller_as_they_grow_larger(monkeypatch):
+    parts = []
+    monkeypatch.setattr(VAEEncoder, "decode", lambda self, z: parts.append(len(z)) or z)
+    few = {"name": "x", "split": "train", "stored": torch.zeros(1), "labels": torch.zeros(1)}
+    few |= {"class_names": ("a",), "levels": None, "pictures": images(), "empty": torch.zeros(1)}
+    data = Latents(**few, vae=VAEEncoder(kl()))
+    for n, side in ((70, 8), (70, 16), (9, 64), (2, 512)):
+        assert len(data.decode(torch.zeros(n, 1, side, side))) == n
+    assert parts == [64, 6, 64, 6, 4, 4, 1, 1, 1]
+
+
 def test_scale_and_shift_are_where_the_autoencoder_is():
     encoder = VAEEncoder(kl().to("meta"), torch.ones(3), 2.0)  # in the place of a GPU
     assert encoder.shift.device.type == "meta"
@@ -142,7 +197,6 @@ def test_the_autoencoder_learns_images_it_can_hold():
     model = Autoencoder((16, 16))
     x, _ = data.all()
     before = psnr(VAEEncoder(model.net.vae).decode(VAEEncoder(model.net.vae).encode(x)), x)
-    model.net.requires_grad_(True)
     how = dict(name="vae", updates=250, batch=16, rate=5e-3)
     losses = [u.loss for u in train(model, autoencoder_loss, data, **how)]
     encoder = VAEEncoder.measured(model.net.vae, [x])

@@ -172,6 +172,7 @@ UNSIGNED = SIGNED.replace(TAG + b"\x02", TAG + b"\x01")
         png(Image.fromarray(GREY), "TIFF"),
         UNSIGNED,
     ],
+    ids=["16 bits, PNG", "16 bits, TIFF", "32 bits, TIFF"],
 )
 def test_grey_of_many_bits_is_scaled_by_its_range(tmp_path, data):
     write_captioned(tmp_path / "0.parquet", ["grey"], [data])

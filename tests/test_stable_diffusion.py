@@ -34,7 +34,7 @@ from cfgdistill.stable_diffusion import (
     v_teacher,
 )
 from cfgdistill.training import teacher_loss, train
-from cfgdistill.unets import add_lora, add_w_conditioning, load
+from cfgdistill.unets import add_lora, add_w_conditioning, load, name_and_revision, open_unet
 
 CAPTIONS = ["a red apple", "two cats"]
 
@@ -623,6 +623,61 @@ def test_a_schedule_that_is_not_one_of_noise_levels_is_told(base, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with refused(ValueError, "FlowMatchEulerDiscreteScheduler", "no alphas_cumprod"):
         open_pipeline(name)
+
+
+def test_eps_on_a_schedule_that_ends_in_pure_noise_is_refused(base, tmp_path):
+    """Of z = eps and eps nothing can be said about x: at alpha_1 = 0 it is 0 / 0."""
+    file = "scheduler/scheduler_config.json"
+    name = edited(base, tmp_path, file, rescale_betas_zero_snr=True, _class_name="DDIMScheduler")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with refused(ValueError, "pure noise", "prediction_type or rescale_betas_zero_snr"):
+        open_pipeline(name)
+    scheduler = json.loads((tmp_path / file).read_text()) | {"prediction_type": "v_prediction"}
+    (tmp_path / file).write_text(json.dumps(scheduler))
+    open_pipeline(name)
+
+
+def test_latents_of_a_base_that_paints_nonsense_are_not_kept(pipe, text, tmp_path):
+    teacher = GuidedDenoiser(base_denoiser(pipe), embed(text, [""])[0])
+    for w in (1e6, float("nan")):
+        with refused(ValueError, "paints latents of size", "check the prediction_type"):
+            own_latents(teacher, embed(text, CAPTIONS), tmp_path, steps=1, w=w, made_of=["a"] * 4)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_files_in_half_precision_alone_are_opened_in_float32(base, pipe, tmp_path):
+    half = StableDiffusionPipeline.from_pretrained(base).to(dtype=torch.float16)
+    half.save_pretrained(tmp_path, variant="fp16")
+    found = open_pipeline(str(tmp_path))
+    for part in ("unet", "vae", "text_encoder"):
+        mine, theirs = getattr(found, part).state_dict(), getattr(pipe, part).state_dict()
+        for key, value in theirs.items():
+            assert mine[key].dtype == value.dtype
+            if value.is_floating_point():
+                assert torch.equal(mine[key], value.half().float())
+    assert not list(tmp_path.rglob("*model.safetensors"))
+    assert torch.equal(open_unet(str(tmp_path)).conv_in.weight, found.unet.conv_in.weight)
+
+
+def test_a_revision_stands_behind_the_name(monkeypatch, tmp_path):
+    asked = []
+
+    def ask(name, **how):
+        asked.append((name, how["revision"]))
+        raise OSError("not here\nsay this")
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.load_config", ask)
+    monkeypatch.setattr("diffusers.UNet2DConditionModel.from_pretrained", ask)
+    for base in ("owner/name@0a1b", "owner/name"):
+        with refused(OSError, "could not be had", "say this"):
+            open_pipeline(base)
+        with refused(OSError, "could not be had"):
+            open_unet(base)
+    (tmp_path / "a@b").mkdir()
+    assert name_and_revision(str(tmp_path / "a@b")) == (str(tmp_path / "a@b"), None)
+    assert asked[0] == asked[1] == ("owner/name", "0a1b") and asked[-1] == ("owner/name", None)
 
 
 def test_a_recipe_that_cannot_be_run_is_told_before_any_work(base, data, tmp_path):
