@@ -639,11 +639,14 @@ def test_eps_on_a_schedule_that_ends_in_pure_noise_is_refused(base, tmp_path):
     open_pipeline(name)
 
 
-def test_latents_of_a_base_that_paints_nonsense_are_not_kept(pipe, text, tmp_path):
+def test_latents_of_a_base_that_paints_nonsense_are_not_kept(pipe, text, tmp_path, monkeypatch):
     teacher = GuidedDenoiser(base_denoiser(pipe), embed(text, [""])[0])
-    for w in (1e6, float("nan")):
+    how = {"steps": 1, "made_of": ["a"] * (len(CAPTIONS) + 1)}
+    for value in (21_915.0, float("inf"), float("nan")):
+        painted = torch.full((len(CAPTIONS), 4, 8, 8), value)
+        monkeypatch.setattr("cfgdistill.stable_diffusion.last", lambda states, x=painted: x)
         with refused(ValueError, "paints latents of size", "check the prediction_type"):
-            own_latents(teacher, embed(text, CAPTIONS), tmp_path, steps=1, w=w, made_of=["a"] * 4)
+            own_latents(teacher, embed(text, CAPTIONS), tmp_path, **how)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
