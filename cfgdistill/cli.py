@@ -10,10 +10,14 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from cfgdistill.config import PROFILES, Recipe, as_recipe, flag, get_recipe, one_of
 
@@ -50,25 +54,54 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _meet()
         result = given.verb(given)
+        if _rank() == 0:
+            print(json.dumps(result, indent=1), flush=True)
+        return 0
     except KeyboardInterrupt as stop:
         if _rank() == 0:
             print(stop or "Stopped. The same command again uses what is saved.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read has enough
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         print(_sentence(error), file=sys.stderr)
         return 1
-    if _rank() == 0:
-        print(json.dumps(result, indent=1))
-    return 0
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
+            raise
+        asked = [f"--{key} {value}" for key, value in vars(given).items() if key in SIZES and value]
+        print(
+            f"There is not enough memory for {' '.join(asked) or 'this'}: ask for less, such as a "
+            "smaller --n, or --set batch=16.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+# How torch says that there is no memory, or that not even a number for its size.
+NO_MEMORY = "(?i)allocat|out of memory|overflow|buffer size|too large"
+SIZES = ("n", "steps", "set")
 
 
 def _rank() -> int:
     """The number of this process, where a launcher has started several; the first one reports."""
-    return int(os.environ.get("RANK", 0))
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
 
 
 def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _state().num_processes
+
+
+def _state():
+    """Accelerate's: what this process knows of the others, and its device."""
+    import torch
+    from accelerate import PartialState
+
+    # Without a GPU, Accelerate must be told; else every process takes itself for the only one.
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    cpu = several and not torch.cuda.is_available()
+    return PartialState(cpu=cpu or flag("ACCELERATE_USE_CPU"))
 
 
 def _meet() -> None:
@@ -76,19 +109,15 @@ def _meet() -> None:
     quiet = flag("CI") or flag("TQDM_DISABLE") or _rank() > 0
     # For the bars of other libraries as well, to which every word but the empty one means yes.
     os.environ["TQDM_DISABLE"] = "1" if quiet else ""
-    import torch
-    from accelerate import PartialState
-
-    # Without a GPU, Accelerate must be told; else every process takes itself for the only one.
-    cpu = _processes() > 1 and not torch.cuda.is_available()
-    PartialState(cpu=cpu or flag("ACCELERATE_USE_CPU"))
+    _state()
 
 
 def _sentence(error: Exception) -> str:
-    """What went wrong and what to do; errors of the operating system only have a file's name."""
+    """What went wrong and what to do, on one line; the system's own errors only name a file."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename} cannot be used ({error.strerror}): choose another place."
-    return str(error)
+        place = error.filename or "What was to be read or written"
+        return f"{place} cannot be used ({error.strerror}): choose another place."
+    return " ".join(str(error).split())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
         to.add_argument(
             "--sampler", help="ddim, stochastic or ancestral (the model's own, or ddim)"
         )
-        to.add_argument("--seed", type=_whole(0), default=0, help="of the noise (0)")
+        to.add_argument("--seed", type=_whole(0, 2**63 - 1), default=0, help="of the noise (0)")
 
     train = verb(_train)
     add_recipe(train)
@@ -141,10 +170,14 @@ def parser() -> argparse.ArgumentParser:
     sample = verb(_sample)
     add_sampling(sample)
     sample.add_argument("--steps", type=_whole(1), help="(a student's own; 64 for other models)")
-    sample.add_argument("--w", type=_finite, default=1.0, help="guidance weight, 0 is none (1)")
+    sample.add_argument(
+        "--w", type=_weight, help="guidance weight, 0 is none (1, or the nearest of the model)"
+    )
     sample.add_argument("--n", type=_whole(1), default=40, help="how many images (40)")
     sample.add_argument("--classes", type=int, nargs="+", help="labels, in turn (all of them)")
-    sample.add_argument("--prompt", nargs="+", help="for text-to-image, in turn (some captions)")
+    sample.add_argument(
+        "--prompt", type=_text, nargs="+", help="for text-to-image, in turn (some captions)"
+    )
     sample.add_argument("--to", default="samples.png", help="FILE.png or FILE.safetensors")
 
     evaluate = verb(_evaluate)
@@ -152,7 +185,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--steps", type=_whole(1), nargs="+", help="(a student's own; 64 for other models)"
     )
-    evaluate.add_argument("--w", type=_finite, nargs="+", default=[0.0, 1.0, 3.0], help="(0 1 3)")
+    evaluate.add_argument(
+        "--w", type=_weight, nargs="+", help="(0 1 3, as far as the model takes them)"
+    )
     evaluate.add_argument("--n", type=_whole(4), help="samples per row (as in the model's recipe)")
     evaluate.add_argument("--out", help="where the classifier is kept (with the model)")
     evaluate.add_argument(
@@ -169,24 +204,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _whole(low: int):
-    """Whole numbers from `low` on, as far as they make a seed."""
+def _whole(low: int, high: int = 10**6):
+    """Whole numbers from `low` to `high`."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"write a whole number from {low} on, not {text!r}")
+        if not (text.isascii() and text.isdecimal() and low <= int(text[:20]) <= high):
+            wanted = f"a whole number from {low} on" + (f" to {high:,}" if high <= 10**6 else "")
+            raise argparse.ArgumentTypeError(f"write {wanted}, not {text[:40]!r}")
         return int(text)
 
     return number
 
 
-def _finite(text: str) -> float:
+def _weight(text: str) -> float:
     try:
-        if math.isfinite(float(text)):
+        if abs(float(text)) <= 1000:  # so written, nan is refused as well
             return float(text)
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"write a number such as 1.5, not {text!r}")
+    raise argparse.ArgumentTypeError(f"write a number such as 1.5, up to 1000, not {text[:40]!r}")
+
+
+def _text(given: str) -> str:
+    """What was typed, also where the locale knows ASCII only."""
+    try:
+        return os.fsencode(given).decode()
+    except UnicodeError as error:
+        raise argparse.ArgumentTypeError(f"write text in UTF-8, not {given[:40]!r}") from error
 
 
 # ---- verbs ----------------------------------------------------------------------------------
@@ -243,34 +287,45 @@ def _sample(given) -> dict:
     if file.suffix not in (".png", ".safetensors"):
         raise ValueError(f"Images are written as .png or .safetensors, not as {file.name!r}.")
     given.folder = _place(given.folder)
-    model, card, data_of = _load(given.folder)
-    if _rank() > 0:
-        return {}  # one process is enough
-    net, steps = _core(model).net, given.steps or _own_steps(model)
-    how = {"steps": steps, "w": given.w, "seed": given.seed, "batch": BATCH}
-    if "text" in net.config:
+    net, card, data_of = _load(given.folder)
+    steps, sampler = given.steps or net.steps or 64, _sampler(given.sampler, net)
+    [given.w] = _weights(net, None if given.w is None else [given.w], [1.0])
+    _check(net, steps, given.w, sampler)
+    how = {"steps": steps, "w": given.w, "seed": given.seed, "batch": BATCH, "sampler": sampler}
+    if "text" in net.net.config:
         if given.classes:
             raise ValueError(f"{given.folder} draws from text: pass --prompt, not --classes.")
+    elif given.prompt:
+        raise ValueError(f"{given.folder} draws classes: pass --classes, not --prompt.")
+    elif given.classes and not 0 <= min(given.classes) <= max(given.classes) < net.num_classes:
+        raise ValueError(
+            f"Labels must be whole numbers in 0 .. {net.num_classes - 1}, not "
+            f"{', '.join(map(str, given.classes))[:80]}."
+        )
+    _try(file)
+    if _rank() > 0:
+        return {}  # one process is enough
+    model = _guided(net, data_of)
+    if "text" in net.net.config:
         data = data_of()
         how["decode"] = data.decode
         captions = [data.class_names[k] for k in data.prompts(min(given.n, len(data)))[1]]
         classes = _conditions(_recipe_of(card, given.folder), data, given.prompt or captions)
-    elif given.prompt:
-        raise ValueError(f"{given.folder} draws classes: pass --classes, not --prompt.")
     else:
-        classes = torch.tensor(given.classes or range(_core(model).num_classes))
-    file.parent.mkdir(parents=True, exist_ok=True)
+        classes = torch.tensor(given.classes or range(net.num_classes))
     labels = classes[torch.arange(given.n) % len(classes)]
-    batches = samples(
-        model, _core(model).net.shape, labels, sampler=_sampler(given.sampler, model), **how
-    )
     parts = []
+    batches = samples(model, net.net.shape, labels, **how)
     for x in _bar(batches, "batches", math.ceil(given.n / BATCH)):
+        if not x.isfinite().all():
+            raise ValueError(f"With w = {given.w:g} the samples are no numbers: try a smaller --w.")
         parts.append(x)
         nfe, model.nfe = model.nfe, 0  # those of one batch are those of an image
     x = torch.cat(parts)
     if file.suffix == ".png":
-        save_images(x, columns=min(10, len(classes), given.n), path=file)
+        with _written(file), TemporaryDirectory(dir=file.parent) as own:  # the old one until then
+            save_images(x, columns=min(10, len(classes), given.n), path=Path(own, file.name))
+            Path(own, file.name).replace(file)
     else:
         about = {key: value for key, value in vars(given).items() if key != "verb"}
         write_tensors(file, {"images": x, "labels": labels}, about)
@@ -291,12 +346,13 @@ def _evaluate(given) -> dict:
     from cfgdistill.metrics import FID_SAMPLES, evaluate, published_fid, samples
 
     given.folder = _place(given.folder)
-    model, card, data_of = _load(given.folder)
-    recipe, data = _recipe_of(card, given.folder), data_of()
-    sampler, n = _sampler(given.sampler, model), given.n or recipe.samples
-    table = list(product(given.steps or [_own_steps(model)], given.w))
-    teacher = None if given.teacher is None else _load(_place(given.teacher))[0]
-    if teacher is not None and _core(teacher).steps:
+    net, card, data_of = _load(given.folder)
+    recipe, sampler = _recipe_of(card, given.folder), _sampler(given.sampler, net)
+    n = given.n or recipe.samples
+    weights = _weights(net, given.w, [0.0, 1.0, 3.0])
+    table = list(product(given.steps or [net.steps or 64], weights))
+    other, _, others_data = _load(_place(given.teacher)) if given.teacher else (None, None, None)
+    if other is not None and other.steps:
         raise ValueError(
             f"{given.teacher} is a student: compare with a model of any number of steps, such as "
             "the teacher or stage-one."
@@ -307,11 +363,14 @@ def _evaluate(given) -> dict:
             f"for {_processes()} processes: choose another --n."
         )
     for steps, w in table:  # a request that cannot be met is refused before any work
-        model.check(steps, data.labels[:1], w, sampler.__name__)
-        if teacher is not None:
-            teacher.check(steps, data.labels[:1], w)
+        _check(net, steps, w, sampler)
+        if other is not None:
+            _check(other, steps, w)
     if given.to:
-        Path(given.to).parent.mkdir(parents=True, exist_ok=True)
+        _try(Path(given.to))
+    data = data_of()
+    model = _guided(net, data_of)
+    teacher = None if other is None else _guided(other, others_data)
     fids = [{}] * len(table)
     if given.fid:
         if _processes() > 1:
@@ -338,7 +397,11 @@ def _evaluate(given) -> dict:
     )
     result = {"meta": about, "rows": rows}
     if given.to and _rank() == 0:
-        write_text(Path(given.to), json.dumps(result, indent=1))
+        try:
+            write_text(Path(given.to), json.dumps(result, indent=1))
+        except OSError:  # the place was good, minutes ago: nothing is lost
+            print(json.dumps(result, indent=1), flush=True)
+            raise
     return result
 
 
@@ -357,14 +420,14 @@ def _export(given) -> dict:
     about = {
         "data": f"{data.name} {data.split}, {len(data)} images, sha256 {data.images.hash[:16]}",
         "recipe": asdict(recipe),
-        "minutes of its own training": card["minutes"],
+        "minutes of its own training": card.get("minutes"),
         "weights": card["sha256"],
     }
     parts = {"class_names": data.class_names}
-    if "text" in _core(model).net.config:
-        text = _base_text(recipe) or TextEncoder(data.text.tokenizer, _core(model).net.text)
+    if "text" in model.net.config:
+        text = _base_text(recipe) or TextEncoder(data.text.tokenizer, model.net.text)
         parts = {"vae": data.vae, "text": text}
-    return {"folder": str(export(_core(model), given.to, about=about, **parts))}
+    return {"folder": str(export(model, given.to, about=about, **parts))}
 
 
 # ---- what the verbs share -------------------------------------------------------------------
@@ -396,11 +459,11 @@ def _change(item: str) -> tuple:
 def _recipe_of(card: dict, folder: str) -> Recipe:
     """The recipe that a model was trained with."""
     try:
-        return as_recipe(card["recipe"])
-    except (KeyError, TypeError) as error:
+        return as_recipe(card.get("recipe"))
+    except ValueError as error:
         raise ValueError(
-            f"The card in {folder} names no recipe, so its data set is unknown: "
-            "evaluate a model that `train` or `distill` wrote."
+            f"The card in {folder} names no recipe of this package, so its data set is unknown: "
+            "name a model that `train` or `distill` wrote."
         ) from error
 
 
@@ -434,26 +497,36 @@ def _conditions(recipe: Recipe, data, captions: list[str]):
 
 def _place(folder: str) -> str:
     """`folder` itself, or, for the name of a model of the package, where its copy lies."""
-    from cfgdistill.pretrained import names, shipped_card, use_pretrained
+    from cfgdistill.pretrained import ROOT, names, shipped_card, use_pretrained
 
-    if Path(folder).exists() or folder not in names():
+    path, stored = Path(folder), ROOT.resolve()
+    name = path.as_posix()
+    if path.resolve().is_relative_to(stored):  # the place itself, where it lies packed
+        name = path.resolve().relative_to(stored).as_posix()
+    elif path.exists():
         return folder
-    recipe = as_recipe(shipped_card(folder)["recipe"])
-    use_pretrained(recipe, "out")
-    return str(Path("out", recipe.name, folder.partition("/")[2]))
+    if name not in names():
+        return folder
+    recipe = as_recipe(shipped_card(name)["recipe"])
+    with _state().main_process_first():
+        use_pretrained(recipe, "out")
+    return str(Path("out", recipe.name, name.partition("/")[2]))
 
 
 def _load(folder: str):
     """A model to sample from, its card, and a function for the data that it was trained on.
 
-    A model without an input for w is guided. The data come at the first call: for samples of a
-    class-conditional model they need not be there.
+    The data come at the first call: for samples of a class-conditional model they need not be
+    there. ValueError where other data of that name are found than the model's own.
     """
     from cfgdistill.checkpoints import read_card
-    from cfgdistill.guidance import GuidedDenoiser
-    from cfgdistill.stages import load_recipe_data
     from cfgdistill.unets import load
 
+    if Path(folder, "model_index.json").exists():
+        raise ValueError(
+            f"{folder} is a pipeline for stock diffusers: open it with from_pretrained there, or "
+            "name the model that it was exported from."
+        )
     model = load(folder)
     if model.sampler == "ddim_encode":
         raise ValueError(
@@ -462,31 +535,97 @@ def _load(folder: str):
     if "sample_size" not in model.net.config:
         raise ValueError(f"{folder} holds a model of points, not of images: see notebook 01.")
     card = read_card(folder)
-
-    @functools.cache
-    def data():
-        recipe = _recipe_of(card, folder)
-        return load_recipe_data(recipe, _out_of(recipe, folder))
-
-    if model.w_range is None:
-        text = "text" in model.net.config
-        model = GuidedDenoiser(model, data().null if text else model.num_classes)
-    return model, card, data
+    return model, card, functools.cache(lambda: _data_of(card, folder))
 
 
-def _core(model):
-    return getattr(model, "denoiser", model)
+def _data_of(card: dict, folder: str):
+    """The data of a model. Nothing is trained for them: what decodes it is there, or is shipped."""
+    from cfgdistill.checkpoints import fingerprint, read_card
+    from cfgdistill.pretrained import use_pretrained
+    from cfgdistill.stages import home, load_recipe_data
+
+    recipe = _recipe_of(card, folder)
+    out, about = _out_of(recipe, folder), card["about"]
+    decoder = home(recipe, out) / "autoencoder" / "card.json"
+    if recipe.autoencoder and not decoder.exists():
+        with _state().main_process_first():
+            use_pretrained(recipe, out)
+        if not decoder.exists():
+            raise ValueError(
+                f"{folder} draws latents, and the autoencoder that was trained with it is not in "
+                f"{home(recipe, out)}: copy that folder too, or leave the model where it was."
+            )
+    data = load_recipe_data(recipe, out)
+    if "autoencoder" in about and about["autoencoder"] != fingerprint(data.vae):
+        raise ValueError(
+            f"{folder} was trained with another autoencoder than the one in {home(recipe, out)}: "
+            "copy that one there, or name the model where it was trained."
+        )
+    teacher = home(recipe, out) / "teacher"
+    if "data" not in about and (teacher / "card.json").exists():
+        about = read_card(teacher)["about"]  # of which a student's card has only the weights' sha
+    if about.get("data") not in (None, data.hash):
+        raise ValueError(
+            f"{folder} was trained on other data than the {recipe.dataset} that are found now "
+            f"({str(about['data'])[:16]} there, {data.hash[:16]} here): see to CFGDISTILL_DATA."
+        )
+    return data
 
 
-def _own_steps(model) -> int:
-    return _core(model).steps or 64
+def _guided(net, data_of):
+    """A model with an input for w as it is, another one guided with its null."""
+    from cfgdistill.guidance import GuidedDenoiser
+
+    if net.w_range is not None:
+        return net
+    return GuidedDenoiser(net, data_of().null if "text" in net.net.config else net.num_classes)
 
 
-def _sampler(name: str | None, model):
+def _check(net, steps: int, w: float, sampler=None) -> None:
+    """A request that cannot be met is refused before data are loaded."""
+    import torch
+
+    from cfgdistill.denoiser import check_w
+
+    labels = None if net.num_classes is None else torch.zeros(1, dtype=torch.long)
+    net.check(steps, labels, w, "ddim" if sampler is None else sampler.__name__)
+    if net.w_range is None:
+        check_w(w, 0.0, math.inf)
+
+
+def _weights(net, given: list[float] | None, usual: list[float]) -> list[float]:
+    """The guidance weights asked for, else the usual ones as far as the model takes them."""
+    low, high = net.w_range or (0.0, math.inf)
+    return given or sorted({min(max(w, low), high) for w in usual})
+
+
+def _sampler(name: str | None, net):
     import cfgdistill.sampling as sampling
 
-    name = name or _core(model).sampler or "ddim"
+    name = name or net.sampler or "ddim"
     return getattr(sampling, one_of("sampler", name, ("ddim", "stochastic", "ancestral")))
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[None]:
+    """What keeps a file from being written is told with its name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{file} could not be written ({error.strerror or error}): free some space, or choose "
+            "another place with --to."
+        ) from error
+
+
+def _try(file: Path) -> None:
+    """A place is tried before the work, not after it."""
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: name a file with --to.")
+    with _written(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=file.parent) as some:
+            some.write(bytes(2**16))
 
 
 def _trained(recipe: Recipe, folders: list[Path]) -> dict:
@@ -509,5 +648,4 @@ def _trained(recipe: Recipe, folders: list[Path]) -> dict:
 def _bar(items, name: str, total: int):
     from tqdm.auto import tqdm
 
-    off = flag("TQDM_DISABLE")
-    yield from tqdm(items, desc=name, total=total, leave=False, disable=off)
+    yield from tqdm(items, desc=name, total=total, leave=False, disable=flag("TQDM_DISABLE"))

@@ -135,9 +135,13 @@ def _number(low: int, high: int) -> tuple[str, Callable]:
     return f"a number from {low} to {high}", lambda v: type(v) in (int, float) and low <= v <= high
 
 
+def _or_none(kind: tuple[str, Callable]) -> tuple[str, Callable]:
+    return f"{kind[0]}, or None", lambda v: v is None or kind[1](v)
+
+
 def _sides(words: str, multiple: int, least: int) -> tuple[str, Callable]:
     def fit(v) -> bool:
-        whole = type(v) is tuple and all(type(n) is int and 0 < n <= 65536 for n in v)
+        whole = type(v) is tuple and all(type(n) is int and 0 < n <= 4096 for n in v)
         return whole and least <= len(v) <= 8 and not any(n % multiple for n in v)
 
     return words, fit
@@ -151,7 +155,6 @@ WORDS = {
     "weighting": ("snr", "truncated_snr", "snr_plus_one"),  # distillation.WEIGHTINGS
 }
 CHANNELS = "multiples of 8, one per resolution, such as (24, 48)"  # normalised in groups of 8
-COUNT = _whole(1)
 KINDS = {
     **dict.fromkeys(
         ("dataset", "profile"),
@@ -166,16 +169,18 @@ KINDS = {
         lambda v: type(v) is int and 0 < v <= 2**20 and v & (v - 1) == 0,
     ),
     "seed": ("a whole number from 0 to 2^63 - 1", lambda v: type(v) is int and 0 <= v < 2**63),
-    **dict.fromkeys(("batch", "size", "patch"), _whole(1, 10**6)),
+    "batch": _whole(1, 10**6),
+    "batch_distill": _or_none(_whole(1, 10**6)),
+    **dict.fromkeys(("size", "patch"), _whole(1, 4096)),
     "text_length": _whole(3, 10**4),
     "text_width": (
-        "a multiple of 32 up to 65,536",
-        lambda v: type(v) is int and 0 < v <= 65536 and v % 32 == 0,
+        "a multiple of 32 up to 4,096",
+        lambda v: type(v) is int and 0 < v <= 4096 and v % 32 == 0,
     ),
     **dict.fromkeys(("autoencoder", "data_free", "lora"), _whole(0)),
     **dict.fromkeys(("ema", "drop"), _number(0, 1)),
-    int: COUNT,
-    int | None: (f"{COUNT[0]}, or None", lambda v: v is None or COUNT[1](v)),
+    int: _whole(1),
+    int | None: _or_none(_whole(1)),
     float: _number(0, 1000),
     bool: ("True or False", lambda v: type(v) is bool),
     str: ("a word", lambda v: type(v) is str),

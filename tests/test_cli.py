@@ -1,9 +1,14 @@
 """The command line: the walk of a newcomer, its JSON, and a sentence for whatever is wrong."""
 
+import argparse
+import contextlib
+import dataclasses
 import hashlib
 import json
 import math
 import os
+import random
+import re
 import runpy
 import shutil
 import signal
@@ -12,12 +17,12 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from cfgdistill import cli, data, get_recipe
+from cfgdistill import Recipe, cli, data, get_recipe
 from cfgdistill.checkpoints import read_card, read_tensors, write_text
 from cfgdistill.unets import load
 
@@ -60,8 +65,9 @@ def run(here, capsys, monkeypatch):
     """run("sample ...") -> exit code, parsed JSON or None, what went to stderr."""
     monkeypatch.chdir(here)
 
-    def run(*arguments):
+    def run(*arguments, whole=False):
         words = [word for part in arguments for word in str(part).split()]
+        words = list(arguments) if whole else words
         try:
             code = cli.main(words)
         except SystemExit as stop:
@@ -290,34 +296,39 @@ REFUSED = {
     "sample flipped": "the sha256 differs",
     "sample points": "a model of points, not of images",
     f"sample {STUDENT} --w 9": "w = 9 is outside [0, 4]",
-    f"sample {TEACHER} --w -1": "w = -1 is outside [0,",
+    f"sample {TEACHER} --w -1": "w = -1 is outside [0, inf]",
     f"sample {STUDENT} --steps 4": "distilled for 2 steps, not 4",
     f"sample {STUDENT} --sampler stochastic": "for the sampler 'ddim', not 'stochastic'",
     f"sample {MODELS['stochastic']} --sampler ddim": "for the sampler 'stochastic', not 'ddim'",
     f"sample {TEACHER} --sampler ddim_encode": "The samplers are ddim, stochastic, ancestral.",
-    f"sample {TEACHER} --classes 3 11": "Labels must be whole numbers in 0 .. 9",
+    f"sample {TEACHER} --classes 3 11": "Labels must be whole numbers in 0 .. 9, not 3, 11.",
+    f"sample {TEACHER} --classes 10": "Labels must be whole numbers in 0 .. 9, not 10.",
     f"sample {TEACHER} --classes -1": "Labels must be whole numbers in 0 .. 9",
     f"sample {TEACHER} --to x.jpg": "written as .png or .safetensors, not as 'x.jpg'",
-    f"sample {TEACHER} --to a-file/x.png": "a-file cannot be used (File exists)",
+    f"sample {TEACHER} --to a-file/x.png": "a-file/x.png could not be written (File exists)",
     "evaluate nowhere": "nowhere holds no finished model",
-    "evaluate no-recipe": "names no recipe, so its data set is unknown",
+    "evaluate no-recipe": "names no recipe of this package, so its data set is unknown",
     f"evaluate {STUDENT} --steps 2 1": "distilled for 2 steps, not 1",
     f"evaluate {STUDENT} --w 0 7": "w = 7 is outside [0, 4]",
     f"evaluate {TEACHER} --steps 2 --teacher nowhere": "nowhere holds no finished model",
     f"evaluate {TEACHER} --steps 2 --teacher {STUDENT}": "is a student: compare with a model of",
-    f"evaluate {TEACHER} --steps 2 --to a-file/e.json": "a-file cannot be used (File exists)",
+    f"evaluate {TEACHER} --steps 2 --to a-file/e.json": "a-file/e.json could not be written (File",
+    f"evaluate {TEACHER} --steps 2 --to out": "out is a folder: name a file with --to",
+    "sample stock": "stock is a pipeline for stock diffusers: open it with from_pretrained there",
     f"evaluate {TEACHER} --steps 2 --fid": "The published FID compares with all 50,000 training",
 }
 USAGE = {
     "": "the following arguments are required: VERB",
     "learn": "invalid choice: 'learn'",
     "sample": "the following arguments are required: folder",
-    f"sample {STUDENT} --n 0": "write a whole number from 1 on, not '0'",
-    f"sample {STUDENT} --steps 0": "write a whole number from 1 on, not '0'",
+    f"sample {STUDENT} --n 0": "write a whole number from 1 on to 1,000,000, not '0'",
+    f"sample {STUDENT} --steps 0": "write a whole number from 1 on to 1,000,000, not '0'",
     f"sample {STUDENT} --seed -1": "write a whole number from 0 on, not '-1'",
-    f"sample {STUDENT} --w nan": "write a number such as 1.5, not 'nan'",
-    f"sample {STUDENT} --w much": "write a number such as 1.5, not 'much'",
-    f"evaluate {STUDENT} --n 3": "write a whole number from 4 on, not '3'",
+    f"sample {STUDENT} --w nan": "write a number such as 1.5, up to 1000, not 'nan'",
+    f"sample {STUDENT} --w much": "write a number such as 1.5, up to 1000, not 'much'",
+    f"sample {TEACHER} --w 1e38": "write a number such as 1.5, up to 1000, not '1e38'",
+    f"sample {TEACHER} --n 1000000000": "write a whole number from 1 on to 1,000,000, not",
+    f"evaluate {STUDENT} --n 3": "write a whole number from 4 on to 1,000,000, not '3'",
 }
 
 
@@ -325,6 +336,8 @@ USAGE = {
 def broken(here):
     """Folders and files that are not what a verb needs."""
     (here / "a-file").write_text("text")
+    (here / "stock").mkdir()
+    (here / "stock" / "model_index.json").write_text("{}")
     for name in ("truncated", "flipped", "no-recipe", "points"):
         shutil.copytree(here / TEACHER, here / name)
     file = here / "truncated" / "model.safetensors"
@@ -398,12 +411,280 @@ def test_the_published_fid_without_torch_fidelity_is_refused_before_any_sampling
     assert not (tmp_path / "cifar10-smoke" / "classifier").exists()
 
 
+def test_without_w_a_model_is_asked_for_the_usual_weights_as_far_as_it_takes_them(run, tmp_path):
+    high = "--set w_min=2.5 --set w_max=14"
+    assert run("distill --stage one", *SETTINGS, high, "--out", tmp_path)[0] == 0
+    [folder] = tmp_path.rglob("stage-one*")
+    assert run("sample", folder, "--steps 1 --n 4")[1]["w"] == 2.5
+    table = run("evaluate", folder, "--steps 1 --n 4", "--out", tmp_path)[1]
+    assert [row["w"] for row in table["rows"]] == [2.5, 3.0]
+    assert [row["w"] for row in run("evaluate", STUDENT, "--n 4")[1]["rows"]] == [0.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("model", ["teacher", "stage_one", "student", "stochastic"])
+@pytest.mark.parametrize("verb", ["evaluate", "export"])
+def test_data_of_the_same_name_that_are_not_the_models_own_are_refused(
+    run, monkeypatch, verb, model
+):
+    other = data.load_data("digits", "test", 40)
+    monkeypatch.setattr("cfgdistill.stages.load_data", lambda *arguments: other)
+    code, _, said = run(verb, MODELS[model])
+    assert code == 1 and "was trained on other data than the digits that are found now" in said
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    """The home of a tiny model that draws from text."""
+    out, before = tmp_path_factory.mktemp("captioned"), Path.cwd()
+    few = "autoencoder=1 teacher=1 stage_one=1 images=16 batch=4 channels=(8,16) vae_channels=(8,8)"
+    settings = [word for entry in few.split() for word in ("--set", entry)]
+    given = ["distill", "--stage", "one", "--dataset", "emoji", "--profile", "smoke", *settings]
+    os.chdir(out)
+    try:
+        assert cli.main(given) == 0
+    finally:
+        os.chdir(before)
+    return out / "out" / "emoji-smoke"
+
+
+def test_what_draws_from_text_is_decoded_by_its_own_autoencoder_or_not_at_all(
+    captioned, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("cfgdistill.pretrained.use_pretrained", lambda *arguments: None)
+    drawn = ("--prompt cat --steps 1 --n 1 --to", tmp_path / "cat.png")
+    assert run("sample", captioned / "stage-one", *drawn)[0] == 0
+    monkeypatch.setattr("cfgdistill.training.Draw", None)  # nothing is trained from here on
+    away = tmp_path / "away"
+    shutil.copytree(captioned / "stage-one", away)
+    code, _, said = run("sample", away, *drawn)
+    assert code == 1 and "the autoencoder that was trained with it is not in" in said
+    other = tmp_path / "other" / "emoji-smoke"
+    shutil.copytree(captioned, other)
+    card = read_card(other / "autoencoder")
+    card["latents"]["scale"] *= 2
+    write_text(other / "autoencoder" / "card.json", json.dumps(card))
+    code, _, said = run("sample", other / "stage-one", *drawn)
+    assert code == 1 and "was trained with another autoencoder than the one in" in said
+
+
+def test_samples_that_are_no_numbers_are_refused_naming_w(run, monkeypatch):
+    nothing = torch.full((4, 1, 8, 8), math.nan)
+    monkeypatch.setattr("cfgdistill.metrics.samples", lambda *given, **how: iter([nothing]))
+    code, _, said = run("sample", TEACHER, "--w 900 --n 4")
+    assert code == 1 and "With w = 900 the samples are no numbers" in said
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_where_memory_ends_the_sentence_names_what_was_asked(run, monkeypatch, error):
+    def full(*arguments):
+        raise error
+
+    monkeypatch.setattr("cfgdistill.stages.train_teacher", full)
+    code, _, said = run("train", *SETTINGS, "--set batch=1000000")
+    assert code == 1 and "not enough memory for --set" in said and "batch=1000000" in said
+    assert said.count("\n") == 1
+
+
+def test_a_disk_that_fills_up_costs_neither_the_old_picture_nor_the_new_table(
+    run, monkeypatch, tmp_path
+):
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    old = tmp_path / "x.png"
+    old.write_text("old")
+    monkeypatch.setattr("cfgdistill.plotting.save_images", full)
+    code, _, said = run("sample", STUDENT, "--n 4 --to", old)
+    assert code == 1 and f"{old} could not be written (No space left on device)" in said
+    assert old.read_text() == "old" and list(tmp_path.iterdir()) == [old]
+    monkeypatch.setattr("cfgdistill.checkpoints.write_text", full)
+    code, table, said = run("evaluate", STUDENT, "--n 4 --w 0 --to", tmp_path / "rows.json")
+    assert code == 1 and len(table["rows"]) == 1 and "No space left on device" in said
+
+
+def test_a_prompt_is_what_was_typed_in_every_locale():
+    assert cli._text("café") == cli._text("caf\udcc3\udca9") == "café"
+    for broken in ("\ud800", "\udcff"):
+        with pytest.raises(argparse.ArgumentTypeError, match="write text in UTF-8"):
+            cli._text(broken)
+
+
+def test_a_reader_who_has_enough_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "cfgdistill", "sample", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("where", ["import", "work", "twice"])
+def test_stopped_at_any_moment_it_says_so_in_one_sentence(monkeypatch, capsys, name, where):
+    from cfgdistill.__main__ import run
+
+    number = getattr(signal, name, signal.SIGINT)  # Windows has no SIGHUP
+    handlers = {n: signal.getsignal(n) for n in map(signal.Signals, (number, signal.SIGINT))}
+
+    class Fake(ModuleType):
+        def __getattr__(self, name):
+            if where == "import":
+                signal.raise_signal(number)
+            return self.work
+
+        @staticmethod
+        def work():
+            try:
+                signal.raise_signal(number)
+            finally:
+                if where == "twice":
+                    signal.raise_signal(number)
+
+    monkeypatch.setitem(sys.modules, "cfgdistill.cli", Fake("cfgdistill.cli"))
+    try:
+        assert run() == 130
+    finally:
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+    said = capsys.readouterr().err
+    assert said == "Stopped. The same command again uses what is saved.\n"
+
+
+# ---- whatever is asked for ----------------------------------------------------------------------
+
+NUMBERS = "-1 0 1 2 3 4 7 10 1.5 nan inf -inf 1e38 1e400 1000000 99999999999999999999999 0x10 1_0"
+WORDS = [
+    "",
+    "x",
+    "None",
+    "True",
+    "'x'",
+    "[]",
+    "()",
+    "(8,)",
+    "(8,16)",
+    "(7,)",
+    "{1}",
+    "{1:2}",
+    "b''",
+]
+WORDS += ["1j", "...", "(" * 200, "9" * 5000, "\udc80", "ü", "snr", "eps", "half", *NUMBERS.split()]
+PLACES = ["", ".", "out", "new", "a-file", "a-file/x", "x" * 300, "new/x.png", "x.safetensors", "ü"]
+JUNK = [None, True, -1, 0, 3, 1.5, 10**30, 1e300, "", "x", "../..", [], [3], {}, {"a": 1}, [[]]]
+
+
+class Any:
+    """Odd requests, drawn from what the command line itself says it takes."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+        [verbs] = [action.choices for action in cli.parser()._actions if action.choices]
+        self.verbs = verbs
+
+    def request(self) -> list[str]:
+        verb = self.random.choice(list(self.verbs))
+        words = [verb]
+        for action in self.verbs[verb]._actions[1:]:  # the first one is --help
+            if not action.option_strings:
+                words.append(self.random.choice([*MODELS.values(), *PLACES, "card"]))
+            elif action.dest == "set":
+                words += [w for _ in range(self.random.randrange(3)) for w in ("--set", self.set())]
+            elif self.random.random() < 0.3:
+                words += [action.option_strings[0], *self.values(action)]
+        if verb in ("train", "distill") and self.random.random() < 0.8:
+            words += SETTINGS[:2]
+        return words
+
+    def values(self, action) -> list[str]:
+        if action.nargs == 0:
+            return []
+        own = re.findall(r"\w+", action.help or "")  # names that the help mentions
+        few = [
+            self.random.choice([*WORDS, *PLACES, *own]) for _ in range(self.random.randint(1, 2))
+        ]
+        return few if action.nargs == "+" else few[:1]
+
+    def set(self) -> str:
+        entry = self.random.choice(dataclasses.fields(Recipe)).name
+        return f"{entry}={self.random.choice(WORDS)}"
+
+    def card(self, card: dict) -> dict:
+        """A card with one entry, at any depth, that is missing or something else."""
+        card = json.loads(json.dumps(card))
+        place = card
+        while True:
+            key = self.random.choice(list(place))
+            if not (isinstance(place[key], dict) and place[key]) or self.random.random() < 0.2:
+                break
+            place = place[key]
+        if self.random.random() < 0.2:
+            del place[key]
+        else:
+            place[key] = self.random.choice(JUNK)
+        if self.random.random() < 0.5:  # as cards were before this was in them
+            card.pop("model_sha256", None)
+        return card
+
+
+@pytest.fixture
+def light(monkeypatch, broken):
+    """Whatever takes time does nothing: what is left is all that reads, checks and refuses."""
+    judge = SimpleNamespace(name="judge", reference="none")
+    monkeypatch.setattr("cfgdistill.stages.train", lambda *given, **how: iter(()))
+    monkeypatch.setattr("cfgdistill.training.train", lambda *given, **how: iter(()))
+    monkeypatch.setattr("cfgdistill.stages.make_judge", lambda *given: judge)
+    monkeypatch.setattr("cfgdistill.metrics.evaluate", lambda *given, **how: {})
+    monkeypatch.setattr("cfgdistill.export.export", lambda *given, **how: "exported")
+    monkeypatch.setattr("cfgdistill.pretrained.use_pretrained", lambda recipe, out: recipe)
+    monkeypatch.setattr("cfgdistill.stages.load_captioned", lambda *given, **how: load_nothing())
+    monkeypatch.setattr("datasets.load_dataset", lambda *given, **how: load_nothing())
+    monkeypatch.delenv("CFGDISTILL_DATA", raising=False)
+
+    def samples(model, shape, labels, **how):
+        return iter([torch.zeros(1, *shape)])
+
+    monkeypatch.setattr("cfgdistill.metrics.samples", samples)
+
+
+def load_nothing():
+    raise OSError("There are no such data here.")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_asked_for_is_done_or_refused_in_one_sentence(run, here, light, seed):
+    any = Any(seed)
+    card = here / "card" / "card.json"
+    if not card.exists():
+        shutil.copytree(here / STUDENT, card.parent)
+    plain = read_card(here / STUDENT)
+    for _ in range(50):
+        write_text(card, json.dumps(any.card(plain)))
+        words = (
+            any.request()
+            if any.random.random() < 0.7
+            else [any.random.choice(["sample", "evaluate", "export"]), "card"]
+        )
+        try:
+            code, _, said = run(*words, whole=True)
+        except BaseException as error:
+            raise AssertionError(f"{words} {card.read_text()[:3000]}") from error
+        assert code in (0, 1, 2), words
+        if code == 1:
+            assert said.count("\n") == 1 and said.endswith(".\n"), (words, said)
+            assert "Error" not in said and len(said) < 1000, (words, said)
+
+
 # ---- several processes, one of which is this one ------------------------------------------------
 
 
 def alone(cpu):
     """In the place of PartialState, which would wait for the other processes."""
-    return SimpleNamespace(device=torch.device("cpu"))
+    several = int(os.environ.get("WORLD_SIZE", 1))
+    first = contextlib.nullcontext
+    return SimpleNamespace(
+        device=torch.device("cpu"), num_processes=several, main_process_first=first
+    )
 
 
 def test_only_the_first_process_reports_and_draws_a_bar(run, monkeypatch, tmp_path):
