@@ -44,7 +44,8 @@ what is finished and resumes what is not, also after Ctrl-C or a crash. To stop 
 Exit code: 0 done, 1 told why not in one sentence, 2 wrong usage, 130 stopped by Ctrl-C."""
 
 RECIPE = """The numbers of a run are one row of the table in cfgdistill/config.py, for a data set
-and a profile: smoke (seconds), laptop (CPU, minutes), colab (a T4 session), paper (as published).
+and a profile: smoke (seconds), laptop (CPU, minutes), colab (a T4 session), paper (with
+the published rates and numbers of updates).
 --set changes single entries, such as --set halving=400 --set weighting=snr."""
 
 

@@ -7,6 +7,7 @@ get_recipe("sd", "colab", base="stable-diffusion-v1-5/stable-diffusion-v1-5", so
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -279,7 +280,7 @@ def _half(recipe: Recipe) -> torch.dtype | None:
 
 def _autocast(recipe: Recipe):
     half = _half(recipe)
-    return torch.autocast(default_device().type, half, enabled=half is not None)
+    return nullcontext() if half is None else torch.autocast(default_device().type, half)
 
 
 def tiny_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "epsilon") -> str:

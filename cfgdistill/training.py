@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -274,8 +274,9 @@ def train(
                     x, cond = data.batch(draw.integers(len(data)), draw.uniform())
                     with (
                         seeded(seed_at(*where, state.process_index)),  # for dropout
-                        torch.autocast(device.type, HALF.get(kind), enabled=kind in HALF),
-                    ):  # also for the frozen teacher
+                        # Also for the frozen teacher. A device may have no autocast at all.
+                        torch.autocast(device.type, HALF[kind]) if kind in HALF else nullcontext(),
+                    ):
                         value = loss(model, x, cond, draw).mean()
                     scaler.scale(value).backward()
                     # Only now does a GPU have to be waited for.

@@ -84,20 +84,23 @@ def elsewhere():
     import torch.optim.optimizer as optimizer
     from accelerate.state import AcceleratorState
 
-    import cfgdistill.training as training
+    import cfgdistill.guidance as guidance
+    import cfgdistill.randomness as randomness
 
-    fused, random_at = optimizer._get_fused_kernels_supported_devices(), training.random_at
+    fused, random_at = optimizer._get_fused_kernels_supported_devices(), randomness.random_at
     own = {
         (optimizer, "_get_fused_kernels_supported_devices"): lambda: [*fused, ELSEWHERE.type],
-        (training, "random_at"): lambda *where, device="cpu": random_at(*where),
+        (randomness, "random_at"): lambda *where, device="cpu": random_at(*where),
     }
     AcceleratorState._reset_state(True)
+    guidance._frequencies.cache_clear()  # of a device that was only called the same
     try:
         with mock.patch.dict("os.environ", ACCELERATE_TORCH_DEVICE=ELSEWHERE.type):
             with _Operations(), _Constants(), _patched(own):
                 yield
     finally:
         AcceleratorState._reset_state(True)
+        guidance._frequencies.cache_clear()
 
 
 @contextmanager
