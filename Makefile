@@ -68,7 +68,7 @@ SHAPES := --jaxtyping-packages=cfgdistill,beartype.beartype  # checked at every 
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
 	  $(BIN)/python -m pytest tests/test_pretrained.py -k "not wheel" $(SHAPES)
 	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(SHAPES)
 

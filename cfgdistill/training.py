@@ -436,7 +436,10 @@ def mixed_precision(device: str | torch.device | None = None) -> str:
         # torch.cuda.is_bf16_supported() also says yes to GPUs that only emulate it, slowly.
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     able = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}  # torch 2.9
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+    if not (able.get("avx512_bf16") or able.get("amx_bf16")):
+        return "no"
+    # The processor can; oneDNN may have been told not to (ONEDNN_MAX_CPU_ISA), and then emulates.
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
 
 def _continue_a_halving(teacher, steps: int, sampler: str) -> None:
