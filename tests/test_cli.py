@@ -296,7 +296,7 @@ REFUSED = {
     "sample flipped": "the sha256 differs",
     "sample points": "a model of points, not of images",
     f"sample {STUDENT} --w 9": "w = 9 is outside [0, 4]",
-    f"sample {TEACHER} --w -1": "w = -1 is outside [0, inf]",
+    f"sample {TEACHER} --w -1": "w = -1 is outside [0, 1000]",
     f"sample {STUDENT} --steps 4": "distilled for 2 steps, not 4",
     f"sample {STUDENT} --sampler stochastic": "for the sampler 'ddim', not 'stochastic'",
     f"sample {MODELS['stochastic']} --sampler ddim": "for the sampler 'stochastic', not 'ddim'",
