@@ -8,8 +8,11 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for one another
     os.environ["OMP_NUM_THREADS"] = "1"
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's way with jobs in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell ignores Ctrl-C in jobs in the background, nohup ignores SIGHUP; what is started inherits it.
+for name, normal in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, normal)
 
 LONG = ["test_processes.py", "test_faults.py", "test_course.py"]  # minutes, in this order
 HANGS = 1800  # seconds; limits end what hangs, so that no machine is too slow for them
