@@ -180,7 +180,7 @@ show(
 # In a live notebook, type your own (the picture above is its static twin):
 
 # %%
-if "ipykernel" in sys.modules and not os.environ.get("CI"):
+if "ipykernel" in sys.modules and not flag("CI"):
     import ipywidgets
 
     def draw(prompt, w):

@@ -8,7 +8,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for one another
     os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell ignores Ctrl-C in jobs in the background, nohup ignores SIGHUP; what is started inherits it.
+# A shell ignores Ctrl-C in jobs in the background, nohup SIGHUP; what is started inherits that.
 for name, normal in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     number = getattr(signal, name, None)  # Windows has no SIGHUP
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:

@@ -142,10 +142,12 @@ def execute(notebook, title: str, *, cwd: Path, parameters=None, output: Path | 
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
+    from cfgdistill.config import flag
+
     # A kernel that is torn down after a failing cell may leave a callback on a closed socket, and
     # tornado would log a traceback of it over the one sentence that matters.
     logging.getLogger("tornado.general").disabled = True
-    quiet = bool(os.environ.get("CI"))
+    quiet = flag("CI")
     if not quiet:
         print(f"{title} ...", flush=True)
     started = time.monotonic()
