@@ -116,7 +116,7 @@ def _meet() -> None:
 def _sentence(error: Exception) -> str:
     """What went wrong and what to do, on one line; the system's own errors only name a file."""
     if isinstance(error, OSError) and error.strerror:
-        place = error.filename or "What was to be read or written"
+        place = f"{error.filename or 'What was to be read or written':.200}"
         return f"{place} cannot be used ({error.strerror}): choose another place."
     return " ".join(str(error).split())
 
@@ -586,12 +586,12 @@ def _check(net, steps: int, w: float, sampler=None) -> None:
     """A request that cannot be met is refused before data are loaded."""
     import torch
 
-    from cfgdistill.denoiser import check_w
+    from cfgdistill.denoiser import W_LIMIT, check_w
 
     labels = None if net.num_classes is None else torch.zeros(1, dtype=torch.long)
     net.check(steps, labels, w, "ddim" if sampler is None else sampler.__name__)
     if net.w_range is None:
-        check_w(w, 0.0, math.inf)
+        check_w(w, 0.0, W_LIMIT)
 
 
 def _weights(net, given: list[float] | None, usual: list[float]) -> list[float]:

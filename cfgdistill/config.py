@@ -16,7 +16,8 @@ def one_of(kind: str, name: object, names: Iterable[str]) -> str:
         return name
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
-    raise ValueError(f"There is no {kind} {name!r}{hint} The {kind}s are {', '.join(names)}.")
+    said = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:60]}..."
+    raise ValueError(f"There is no {kind} {said}{hint} The {kind}s are {', '.join(names)}.")
 
 
 @no_type_check  # it checks its entries itself, in words

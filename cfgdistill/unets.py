@@ -365,10 +365,48 @@ def _add_cond_proj(unet) -> None:
 
 def load(folder: str | Path) -> Denoiser:
     """The denoiser that `train` left in a folder, with its schedule, steps and w range."""
-    card = read_card(folder)
-    model = dict(card["model"])
+    model = read_card(folder)["model"]
     if "net" not in model:
         raise ValueError(f"{folder} holds no denoiser but a classifier: name another folder.")
+    if not isinstance(model["net"], dict):
+        raise ValueError(_no_card(folder, f"net is {model['net']!r:.60}"))
+    for key, fits in KINDS.items():
+        if not fits(model.get(key)):
+            raise ValueError(_no_card(folder, f"{key} is {model.get(key)!r:.60}"))
+    try:
+        denoiser = _build(model)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # whatever diffusers or transformers make of such a description
+        raise ValueError(_no_card(folder, " ".join(f"{error!s:.80}".split()))) from error
+    load_weights(denoiser, folder)
+    return denoiser.to(default_device()).eval()
+
+
+# What the card says of a denoiser, where it says it.
+KINDS = {
+    "steps": lambda v: v is None or type(v) is int and v > 0,
+    "sampler": lambda v: v in (None, "ddim", "stochastic", "ddim_encode"),
+    "w_range": lambda v: v is None or _is_range(v),
+    "num_classes": lambda v: v is None or type(v) is int and v > 0,
+}
+
+
+def _is_range(v) -> bool:
+    pair = isinstance(v, list) and len(v) == 2 and all(type(w) in (int, float) for w in v)
+    return pair and v[0] <= v[1]
+
+
+def _no_card(folder: str | Path, why: str) -> str:
+    return (
+        f"The card.json in {folder} describes no network that can be built ({why}): fetch or "
+        "train the model again."
+    )
+
+
+def _build(model: dict) -> Denoiser:
+    """A denoiser as its card describes it, with random weights."""
+    model = dict(model)
     net, schedule = dict(model.pop("net")), model.pop("schedule")
     kind = one_of("network", net.pop("net"), ("ClassUNet", "TextUNet", "LoraUNet", "MLP"))
     if isinstance(schedule, dict):
@@ -392,10 +430,8 @@ def load(folder: str | Path) -> Denoiser:
             if kind == "ClassUNet"
             else TextUNet(unet, build_text_model(text), timesteps)
         )
-    w_range = model.pop("w_range")
-    denoiser = Denoiser(net, schedule, w_range=None if w_range is None else tuple(w_range), **model)
-    load_weights(denoiser, folder)
-    return denoiser.to(default_device()).eval()
+    low_high = model.pop("w_range")
+    return Denoiser(net, schedule, w_range=low_high and tuple(map(float, low_high)), **model)
 
 
 def _open_lora(config: dict) -> LoraUNet:

@@ -286,6 +286,26 @@ def test_a_card_of_an_unknown_network_or_schedule_is_refused(folder):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("steps", value) for value in ("4", 0, True, 1.5)),
+        *(("w_range", value) for value in ([4, 0], [0], [0, "4"], 4, {"a": 1})),
+        *(("num_classes", value) for value in ("3", -1)),
+        *(("sampler", value) for value in (3, "dim")),
+        *(("net", value) for value in ([], "MLP", {"net": "MLP", "width": "x"}, {"net": "MLP"})),
+        *(("schedule", value) for value in ({}, {"alphas_cumprod": "x"})),
+    ],
+)
+def test_a_card_of_a_model_that_cannot_be_built_is_refused(folder, key, value):
+    card = json.loads((folder / "card.json").read_text())
+    card.pop("model_sha256", None)  # as in cards of old, or of somebody's own
+    card["model"][key] = value
+    (folder / "card.json").write_text(json.dumps(card))
+    with refused("describes no network that can be built .*fetch or train|of another network"):
+        load(folder)
+
+
 DATA = load_data("toy", images=100)
 SETTINGS = dict(name="teacher", updates=4, batch=4, rate=1e-3, seed=0)
 
