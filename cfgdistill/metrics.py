@@ -254,12 +254,13 @@ class Judge:
         self, classifier: nn.Module, reference: Data, batch: int = 1000, most: int = 10_000
     ):
         self.classifier, self.batch, self.most = classifier.eval(), batch, most
-        self.name = f"{reference.name} {classifier.kind}, {classifier.num_features} features"
+        self.num_features = classifier.num_features
+        self.name = f"{reference.name} {classifier.kind}, {self.num_features} features"
         self.reference = f"{reference.name} {reference.split}, {len(reference)} images"
         self.device = next(classifier.parameters()).device
         self.sums_on = _where_float64_is(self.device)
         self.share = share_of_this_process()
-        given = _Given(classifier.num_features)  # one pass of the net serves all of them
+        given = _Given(self.num_features)  # one pass of the net serves all of them
         keep = {"reset_real_features": False}
         self.frechet = FrechetInceptionDistance(given, **keep).to(self.sums_on)
         with warnings.catch_warnings():
@@ -429,9 +430,9 @@ def evaluate(
     }
     if teacher is not None:
         row["distance_to_teacher"] = round(distance.compute().item(), 4)
-    if n <= judge.classifier.num_features:
+    if n <= judge.num_features:
         row["warning"] = (
-            f"{n} samples are too few for a distance of {judge.classifier.num_features} features, "
+            f"{n} samples are too few for a distance of {judge.num_features} features, "
             "whose covariance they do not fix: compare it with nothing, or take many more."
         )
         if share.start == 0:  # once, not from every process

@@ -153,6 +153,7 @@ class Judges:
     def __init__(self, judges: list[Judge]):
         self.judges, self.device = judges, judges[0].device
         self.reference = ", ".join(judge.reference for judge in judges)
+        self.num_features = max(judge.num_features for judge in judges)
         self.classifier = nn.ModuleList(judge.classifier for judge in judges)
 
     def reset(self) -> None:

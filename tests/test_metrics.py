@@ -372,7 +372,7 @@ def test_samples_that_are_not_finite_are_refused_and_name_w():
 
 def test_a_row_of_too_few_samples_says_so():
     judge = Judge(Identity(), reference(white()))
-    judge.classifier.num_features = 20  # for the sentence only
+    judge.num_features = 20  # for the sentence only
     with pytest.warns(UserWarning, match="20 samples are too few for a distance of 20 features"):
         row = evaluate(student(), judge, POINTS, model="s", steps=1, w=0.0, n=20)
     assert row["warning"].startswith("20 samples are too few")

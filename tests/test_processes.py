@@ -116,7 +116,10 @@ def test_two_processes_write_once_and_print_one_json(both):
     for result in both[2]["distill"]:
         assert [m["updates"] for m in result["models"]] == [3, 3, 3]
     for where in both[:2]:
-        files = {p.relative_to(where / "out" / "digits-smoke") for p in where.rglob("out/digits-smoke/**/*.*")}
+        files = {
+            p.relative_to(where / "out" / "digits-smoke")
+            for p in where.rglob("out/digits-smoke/**/*.*")
+        }
         kept = {str(p.parent) for p in files} - {"classifier"}
         assert kept == set(NAMES) and {p.name for p in files} == {"model.safetensors", "card.json"}
 

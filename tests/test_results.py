@@ -8,8 +8,10 @@ import pytest
 import torch
 from helpers import script
 
+from cfgdistill.config import get_recipe
 from cfgdistill.data import load_data
-from cfgdistill.metrics import Classifier, Judge
+from cfgdistill.metrics import Classifier, Judge, evaluate
+from cfgdistill.unets import build_unet
 
 MADE = script("make_results")
 
@@ -104,6 +106,15 @@ def test_several_judges_of_the_same_samples_say_what_each_says_alone():
     about = dict(feature_net="digits classifier, 64 features")
     about |= dict(reference="digits train, 1438 images", w=1.0)
     assert both.apart(row) == [{**about, **own} for own in alone]
+
+
+def test_several_judges_make_one_row_as_one_judge_does():
+    data = load_data("digits")
+    denoiser = build_unet(get_recipe("digits", "smoke"), channels=1, size=8, num_classes=10)
+    both = MADE.Judges([Judge(Classifier(1, 8, 10), data) for _ in range(2)])
+    with pytest.warns(UserWarning, match="8 samples are too few"):
+        row = evaluate(denoiser, both, data, model="teacher", steps=1, w=None, n=8)
+    assert {"0:frechet_distance", "1:frechet_distance", "nfe"} <= row.keys()
 
 
 def test_shortcuts_of_the_independent_judge_skip_places_and_pad_channels():
