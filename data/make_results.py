@@ -147,7 +147,7 @@ class InBfloat16(nn.Module):
             return self.net(z, t, cond, w)
 
 
-class Judges:
+class Judges(Judge):
     """Several judges of the same samples, in the place of one."""
 
     def __init__(self, judges: list[Judge]):
