@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import script
 
-from cfgdistill.config import get_recipe
+from cfgdistill import GuidedDenoiser, get_recipe
 from cfgdistill.data import load_data
 from cfgdistill.metrics import Classifier, Judge, evaluate
 from cfgdistill.unets import build_unet
@@ -111,9 +111,10 @@ def test_several_judges_of_the_same_samples_say_what_each_says_alone():
 def test_several_judges_make_one_row_as_one_judge_does():
     data = load_data("digits")
     denoiser = build_unet(get_recipe("digits", "smoke"), channels=1, size=8, num_classes=10)
+    teacher = GuidedDenoiser(denoiser, data.null)
     both = MADE.Judges([Judge(Classifier(1, 8, 10), data) for _ in range(2)])
     with pytest.warns(UserWarning, match="8 samples are too few"):
-        row = evaluate(denoiser, both, data, model="teacher", steps=1, w=None, n=8)
+        row = evaluate(teacher, both, data, model="teacher", steps=1, w=1.0, n=8)
     assert {"0:frechet_distance", "1:frechet_distance", "nfe"} <= row.keys()
 
 
