@@ -1,7 +1,7 @@
 """diffusers' U-Net behind our call, and the ways to get one: new, with a w input, from a folder."""
 
 import copy
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -264,13 +264,15 @@ def from_hub(kind, base: str, **how):
     Where there are only files in half precision, which diffusers calls a variant, those are taken.
     """
     name, revision = name_and_revision(base)
-    how |= {"revision": revision, "torch_dtype": torch.float32}
+    how["revision"] = revision
     try:
-        return kind.from_pretrained(name, **how)
-    except Exception:
-        with suppress(Exception):
-            return kind.from_pretrained(name, variant="fp16", **how)
-        raise
+        found = kind.from_pretrained(name, **how)
+    except Exception as error:
+        try:
+            found = kind.from_pretrained(name, variant="fp16", **how)
+        except Exception:
+            raise error from None
+    return found.to(torch.float32)
 
 
 def name_and_revision(base: str) -> tuple[str, str | None]:
