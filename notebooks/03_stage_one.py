@@ -331,7 +331,7 @@ for name, (w_power, _, balanced) in trials.items():
 
 # %% [markdown]
 # At the `laptop` profile: next to nothing. Whether it is asked for 0 or for 4, each student delivers nearly the same $w$: the
-# difference is 0.2 at most. What differs between the runs is *which* $w$, and that is on its way to the best answer of a student that is blind. This is the trap at work:
+# difference is 0.33 at most. What differs between the runs is *which* $w$, and that is on its way to the best answer of a student that is blind. This is the trap at work:
 # **the shared weights move to an average $w$ before the input $w$, which starts at zero, is of any use.** Drawing small $w$ more often
 # and balancing the loss hardly teach these students about $w$ any sooner. They move the average next to 0, where the student
 # starts and where errors are seen most, and so little is lost until the input is of use.

@@ -427,7 +427,7 @@ for name, model, steps in models[5:]:
     print(f"{name}, N = {steps}: asked for w = 3, nearest to the teacher at w = {nearest:.1f}")
 
 # %% [markdown]
-# They do. What is missing is about 0.4 with 32 steps, less than in the network's answers, and 0.8 with one step. But that explains only a
+# They do. What is missing is about 0.5 with 32 steps, as much as in the network's answers, and 0.8 with one step. But that explains only a
 # small part of the 0.10: even from the teacher's samples at the nearest $w$ the students are only a few per cent less far
 # away. The rest is error of other kinds.
 #
