@@ -153,7 +153,7 @@ for N in (32, 4, 1):
 # %% [markdown]
 # It is not: what guidance does in the first of the two steps changes where the second one begins. So one cannot distil the two
 # networks apart and guide afterwards ([notebook 07](07_evaluation.ipynb) shows how such a pair fails), and $w$ has to be an input. And
-# one student for every $w$ would have to be trained anew for each of them.
+# a student of one fixed $w$ would have to be trained anew for every other.
 #
 # ## 3. A new input that changes nothing
 #
@@ -242,9 +242,9 @@ show(
 
 # %% [markdown]
 # The frequencies come from the time embedding, where an input of 1000 is normal; `diffusers` therefore
-# feeds $1000\,w$. On our range the upper half of the features goes through many periods between $w = 0$ and
-# $w = 1$: for the network that is next to noise. (In the upper third of the picture they are even too fast to be drawn: feature 0 has more than
-# 600 periods, and what you see of it at 400 points is aliasing.) The dependence on $w$ has to be built from the few slow features
+# feeds $1000\,w$. The upper half of the features goes through 2 to 160 periods between $w = 0$ and
+# $w = 1$: for the network most of them are next to noise. (The first four are even too fast to be drawn with 400 points: feature 0 has more than
+# 600 periods from 0 to 4, and what you see of it is aliasing.) The dependence on $w$ has to be built from the few slow features
 # at the bottom, the slowest of which barely moves. So the new layer needs *large* weights there, and it starts
 # from zero. (Section 5 looks at the weights that it ends with.)
 #
@@ -350,8 +350,8 @@ for name, (w_power, _, balanced) in trials.items():
 # | **projection faster, $u^3$, balanced** | **1.05** | 1.02 | 1.02 | 0.031 | 0.040 | 0.093 |
 #
 # Each change helps $w = 0$, and only all of them together bring it close to the teacher. The ratios look as if nothing but
-# $w = 0$ had ever been in danger, but that is how ratios are: they divide by the teacher's distance, which is 0.75
-# at $w = 0$ and 5 at $w = 3$, and a sample that is off *towards less guidance* even comes nearer to the data. The rmse says
+# $w = 0$ had ever been in danger, but that is how ratios are: they divide by the teacher's distance (that of notebook 02 has 0.75
+# at $w = 0$ and 5.3 at $w = 3$), and a sample that is off *towards less guidance* even comes nearer to the data. The rmse says
 # that the largest error of the best recipe is at $w = 3$. We come back to that in section 6. (These are single runs. Two
 # that differ in a detail differ by some 0.05 in the first column: do not read anything into smaller differences.)
 #

@@ -314,8 +314,8 @@ show(
 # %% [markdown]
 # Compare the first line with the student of one step. From the same noise it draws nearly what the guided teacher, seven
 # generations up, draws in 128 steps with 256 evaluations. The teacher itself, if it has only one step,
-# can only answer with a blur: its prediction at $t = 1$ is an average over everything the noise might
-# become. (The teacher's 4 steps look good to the eye. What is wrong with them shows in the distances only.)
+# can only answer with an average over everything the noise might become: a grey blur at $w = 0$, which guidance
+# exaggerates into a glaring caricature at $w = 3$. (The teacher's 4 steps look good to the eye. What is wrong with them shows in the distances only.)
 #
 # ## 5. Measuring
 
@@ -376,7 +376,7 @@ show(
 
 # %% [markdown]
 # The teacher's curve is the price of asking less often. The students' curve is nearly flat, at every guidance weight, because $w$
-# is an input and not a constant of the training. By this measure a handful of evaluations does what the teacher needs
+# is an input and not a constant of the training. By this measure a handful of evaluations does nearly what the teacher needs
 # 256 for. Two warnings. The distance depends on which samples are drawn: in notebook 02 random subsets of the training
 # images differed by some tenths among themselves. The rows here share their noise, which helps, but 0.81, 0.85, 0.88 and 0.90
 # should not be read as an order. And the distance to the data says nothing about how like its teacher a student is: at $w = 3$
@@ -413,9 +413,10 @@ for name, model, steps in models:
 #
 # - At $w = 0$ and 1 the distillation is a bargain: one evaluation (0.073 and 0.087) is nearer to the reference than eight of the teacher
 #   (0.112 and 0.113), and the 8-step student (0.033 and 0.041) nearer than sixteen.
-# - At $w = 3$ it is much less so. The 8-step student (0.103) is hardly nearer than the teacher with the *same* eight
+# - At $w = 3$ it is much less so. The 8-step student (0.103) is only a little nearer than the teacher with the *same* eight
 #   evaluations (0.124), and further off than the teacher with sixteen (0.061).
-# - Almost all of that was there before the first halving: stage one has 0.105. Stage two passed it on, and added little.
+# - Almost all of that was there before the first halving: stage one has 0.105. Stage two passed it on, and added
+#   little down to two steps (0.117), more in the last halving (0.135).
 #
 # Notebook 03 found that stage one gives too little guidance when it is asked for much. **Do the samples say so too?** For each model
 # that is asked for $w = 3$, we look for the $w$ at which the *teacher's* samples from the same noise are nearest.
@@ -442,7 +443,7 @@ print(
 )
 
 # %% [markdown]
-# At the `laptop` profile the distillation costs about four times what the teacher did.
+# At the `laptop` profile the distillation costs about three and a half times what the teacher did.
 # [Salimans & Ho](https://arxiv.org/abs/2202.00512) report that in *their* setting, without guidance, the whole of it takes no more
 # time than training the teacher; there the teacher was trained for hundreds of thousands of updates,
 # ours for a little more than a thousand. Three quarters of stage two go to the last three students: a halving to four
