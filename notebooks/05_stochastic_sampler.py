@@ -506,7 +506,7 @@ for w in (0.0, 3.0):
                 found[f"students, {kind}", n, w][key] for kind in ("stochastic", "DDIM")
             )
             text.append(
-                f"{key.replace('_', ' ')} {a - b:+.3f} ({abs(a - b) / ((s**2 + r**2) / 4) ** 0.5:.1f})"
+                f"{key.replace('_', ' ')} {a - b:+.3f} ({abs(a - b) / max(1e-9, (s**2 + r**2) ** 0.5 / 2):.1f})"
             )
         print(f"w = {w:g}, {n} steps:", ", ".join(text))
 
