@@ -48,7 +48,10 @@ class Recipe:
     text_length: int = 18  # tokens of a caption, with the two at its ends
     patch: int = 1  # side of the squares of pixels that the U-Net sees as channels of one place
     scale_shift: bool = False  # time and condition scale and shift features, not only shift them
+    attention: tuple[int, ...] = ()  # sides, in places, at which a U-Net for classes has it
+    dropout: float = 0.0  # in the residual blocks of the teacher; students have none
     rate: float = 2e-3  # peak learning rate of the teacher, annealed linearly to 0
+    warm_up: int = 50  # updates over which every stage's rate rises to its peak
     rate_one: float = 1e-3  # of stage one
     rate_two: float = 5e-4  # of each halving
     late_rate: float = 1.0  # the students of 2 steps and of 1 learn this many times faster
@@ -179,7 +182,11 @@ KINDS = {
         lambda v: type(v) is int and 0 < v <= 4096 and v % 32 == 0,
     ),
     **dict.fromkeys(("autoencoder", "data_free", "lora"), _whole(0)),
-    **dict.fromkeys(("ema", "drop"), _number(0, 1)),
+    "attention": (
+        "sides of the U-Net's resolutions, such as (16, 8), or ()",
+        lambda v: type(v) is tuple and all(type(n) is int and 0 < n <= 4096 for n in v),
+    ),
+    **dict.fromkeys(("ema", "drop", "dropout"), _number(0, 1)),
     int: _whole(1),
     int | None: _or_none(_whole(1)),
     float: _number(0, 1000),
@@ -190,7 +197,7 @@ KINDS = {
 
 SPECIAL = (
     *("autoencoder", "size", "vae_channels", "text_width", "text_length", "t_power", "time_rate"),
-    *("patch", "scale_shift", "late_rate", "batch_distill"),
+    *("patch", "scale_shift", "late_rate", "batch_distill", "attention", "dropout", "warm_up"),
     *("base", "source", "data_free", "lora", "checkpointing", "eight_bit"),
 )
 
@@ -205,8 +212,8 @@ RECIPES = (
     Recipe("digits",  "paper",  (64, 128),            2,     256,  2000, 100000, 50000,    50000,  512,  10000,  "mixed", None),  # not run yet
     Recipe("cifar10", "smoke",  (8, 16),              1,     32,   10,   10,     6,        3,      8,    10,     "mixed", 500),   # seconds; noise
     Recipe("cifar10", "laptop", (56, 80, 96),         1,     64,   4000, 13000,  4800,     840,    16,   300,    "mixed", None,  patch=2, scale_shift=True, rate=1e-3, rate_one=5e-4, rate_two=3e-4, late_rate=3.0, batch_distill=32, ema=0.999),  # 140 min, 2 cores, from the times of updates
-    Recipe("cifar10", "colab",  (96, 192, 192),       2,     128,  4000, 30000,  6000,     1200,   64,   10000,  "mixed", None,  rate=2e-4, rate_one=2e-4, rate_two=5e-5, ema=0.9999),  # not run yet; 3 h estimated, see below
-    Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  "mixed", None,  rate=2e-4, rate_one=2e-4, rate_two=5e-5, ema=0.9999, w_power=1.0, balanced=False),  # not run yet; see below
+    Recipe("cifar10", "colab",  (96, 192, 192),       2,     128,  4000, 30000,  6000,     1200,   64,   10000,  "mixed", None,  rate=2e-4, rate_one=2e-4, rate_two=5e-5, ema=0.9999, attention=(16, 8), warm_up=1000),  # not run yet; 3 h estimated, see below
+    Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  "mixed", None,  rate=2e-4, rate_one=2e-4, rate_two=5e-5, ema=0.9999, attention=(16, 8), dropout=0.2, warm_up=1000, w_power=1.0, balanced=False),  # not run yet; see below
     # Latents of captioned images.
     Recipe("emoji",   "smoke",  (16, 32),             1,     16,   10,   10,     6,        3,      8,    8,      "mixed", 60,    autoencoder=10, size=32, vae_channels=(8, 16), text_width=32, scale_shift=True, w_max=2.0),
     Recipe("emoji",   "laptop", (64, 96, 128),        1,     64,   1200, 3300,   800,      64,     8,    150,    "mixed", None,  autoencoder=900, size=32, vae_channels=(48, 64), scale_shift=True, w_max=2.0, w_power=1.5, t_power=0.4, w_rate=100.0, rate=5e-4, rate_one=1e-4, time_rate=10.0, rate_two=3e-4),  # 57 min, 2 cores, with notebooks 08-10
@@ -215,15 +222,15 @@ RECIPES = (
     Recipe("sd",      "colab",  (),                   0,     4,    0,    2000,   2500,     300,    16,   200,    "mixed", 1000,  size=512, lora=64, checkpointing=True, eight_bit=True, w_min=2.0, w_max=14.0, w_power=1.0, rate=1e-4, rate_one=1e-4, rate_two=5e-5),  # not run yet; 3 h estimated, see below
 )
 # fmt: on
-# cifar10 at paper: batch, rates, the updates of a halving and the running average are those of the
-# released configurations of Salimans & Ho 2022 (their cifar_base and cifar_distill), and w is uniform,
-# as in the paper. Not as published: here the rate rises over 50 updates (there 1,000), and the network
-# has no dropout (there 0.2) and no attention (there at 16 x 16 and 8 x 8).
+# cifar10 at paper: batch, rates, warm-up, dropout, attention, the updates of a halving and the running
+# average are those of the released configurations of Salimans & Ho 2022 (their cifar_base and
+# cifar_distill), and w is uniform, as in the paper. Not as published: the U-Net is diffusers',
+# without attention in its middle, and stage one learns as fast as the teacher.
 
-# cifar10 at colab, on paper: one image through the U-Net (12.9 M parameters) is 6.3 GFLOP. An update
+# cifar10 at colab, on paper: one image through the U-Net (14.4 M parameters) is 6.7 GFLOP. An update
 # of the teacher is 3 such passes per image (forward, and backward at twice its cost), one of either
 # stage is 5 (two more forwards, of the teacher). 30,000 + 6,000 + 15,600 updates of 128 images make
-# 72 + 24 + 63 PFLOP: 3 hours at 15 TFLOP/s, a quarter of a T4's peak in fp16. Not measured on a T4.
+# 77 + 26 + 67 PFLOP: 3 hours at 15 TFLOP/s, a quarter of a T4's peak in fp16. Not measured on a T4.
 
 # sd at colab, on paper: an image of 512 x 512 through the U-Net of Stable Diffusion 1.5 (860 M
 # parameters) is 0.8 TFLOP. A forward, its repetition, a backward at the price of one more (frozen

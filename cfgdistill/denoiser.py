@@ -150,13 +150,16 @@ def unfreeze(net: nn.Module) -> None:
 
     A network with parts that no student trains says so in `net.trains(name of a parameter)`.
     Otherwise a network that is frozen as a whole is trained as a whole, and one that is frozen in
-    part stays so.
+    part stays so. Dropout is no part of a student: it learns what its teacher says, which has none.
     """
     parameters = dict(net.named_parameters())
     partly = any(parameter.requires_grad for parameter in parameters.values())
     trains = getattr(net, "trains", lambda name: not partly or parameters[name].requires_grad)
     for name, parameter in parameters.items():
         parameter.requires_grad_(trains(name))
+    for part in net.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
 
 
 W_LIMIT = 1000.0  # of a model without a range; (1 + w) times a prediction is nonsense long before

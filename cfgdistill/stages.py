@@ -311,6 +311,7 @@ def _common(recipe: Recipe) -> dict:
     """What every stage is told in the same words."""
     return {
         "seed": recipe.seed,
+        "warm_up": recipe.warm_up,
         "save_every": recipe.save_every,
         "precision": recipe.precision,
         "eight_bit": recipe.eight_bit,

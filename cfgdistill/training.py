@@ -156,6 +156,7 @@ def train(
     updates: int,
     batch: int,
     rate: float,
+    warm_up: int = 50,
     faster: dict[str, float] | None = None,
     seed: int = 0,
     ema: float = 0.0,
@@ -170,7 +171,7 @@ def train(
     """Train `model` in place (its `model.net` holds the parameters); yields after every update.
 
     Parameters that need no gradient stay as they are; ValueError where none needs one.
-    The learning rate rises over the first 50 updates to `rate` and falls linearly to 0; parameters
+    The learning rate rises over the first `warm_up` updates to `rate` and falls linearly to 0; parameters
     whose name contains a key of `faster` learn that many times faster (the first key that fits).
     With `ema` > 0 the model ends with the running average of its weights. `data.batch(indices, u)`
     gives x and cond. `name` and `seed` fix the random numbers, those of dropout too; batch is the
@@ -211,6 +212,8 @@ def train(
         "faster": faster,
         "seed": seed,
         "ema": ema,
+        # Said where it differs, so that older cards still hold.
+        **({} if warm_up == 50 else {"warm_up": warm_up}),
     }
     if _finished(model, folder, about):
         return
@@ -286,7 +289,7 @@ def train(
                             f"The loss became {mean} at update {run.done + 1} of {name}. "
                             f"{run.where_saved()} Try a lower learning rate."
                         )
-                    rate_now = rate * min(1, (run.done + 1) / 50) * (1 - run.done / updates)
+                    rate_now = rate * min(1, (run.done + 1) / warm_up) * (1 - run.done / updates)
                     for group in optimizer.param_groups:
                         group["lr"] = rate_now * group["factor"]
                     scaler.unscale_(optimizer)
@@ -345,6 +348,7 @@ def distill_progressively(
     batch: int,
     rate: float,
     late_rate: float = 1.0,
+    warm_up: int = 50,
     seed: int = 0,
     sampler: str = "ddim",
     w_power: float = 1.0,
@@ -402,6 +406,7 @@ def distill_progressively(
             updates=0 if copied else updates * (3 if steps <= 4 else 1),
             batch=batch,
             rate=rate * (late_rate if steps <= 2 else 1),
+            warm_up=warm_up,
             seed=seed,
             folder=place,
             about={**(about or {}), "start": start},

@@ -287,15 +287,21 @@ def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) ->
     """A new teacher for images [channels, size, size]; label num_classes is null."""
     if size % recipe.patch:
         raise ValueError(f"Images of {size} pixels do not fall into squares of {recipe.patch}.")
-    depth = len(recipe.channels)
+    sides = [size // recipe.patch >> k for k in range(len(recipe.channels))]
+    if other := set(recipe.attention) - set(sides):
+        raise ValueError(
+            f"attention={recipe.attention} does not fit: the U-Net's sides are {sides}, and "
+            f"{max(other)} is none of them."
+        )
+    kinds = ["Attn" * (side in recipe.attention) for side in sides]
     unet = _new_unet(
         recipe,
         channels * recipe.patch**2,
         size // recipe.patch,
-        down_block_types=("DownBlock2D",) * depth,
-        up_block_types=("UpBlock2D",) * depth,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         mid_block_type="UNetMidBlock2D",
-        attention_head_dim=16,
+        attention_head_dim=min(recipe.channels) if recipe.attention else 16,  # one head, or two
         num_class_embeds=num_classes + 1,
     )
     net = ClassUNet(unet, patch=recipe.patch)
@@ -338,6 +344,7 @@ def _new_unet(recipe: Recipe, channels: int, size: int, **blocks):
             layers_per_block=recipe.layers,
             resnet_time_scale_shift="scale_shift" if recipe.scale_shift else "default",
             norm_num_groups=8,
+            dropout=recipe.dropout,
             **blocks,
         )
 

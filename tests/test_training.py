@@ -157,6 +157,9 @@ def test_the_rate_rises_over_50_updates_and_falls_linearly_to_0():
     by_hand = {1: 0.004, 25: 0.2 * 0.5 * 0.76, 50: 0.2 * 0.51, 51: 0.1, 76: 0.05, 100: 0.002}
     for number, rate in by_hand.items():
         assert updates[number - 1].rate == pytest.approx(rate, rel=1e-12)
+    _, updates = trained(updates=20, rate=0.2, ema=0.0, warm_up=4)
+    for number, rate in {1: 0.05, 2: 0.1 * 19 / 20, 4: 0.2 * 17 / 20, 11: 0.1}.items():
+        assert updates[number - 1].rate == pytest.approx(rate, rel=1e-12)
 
 
 class Scalar(torch.nn.Module):

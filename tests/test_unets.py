@@ -154,7 +154,41 @@ def test_images_that_do_not_fall_into_squares_are_refused():
         build_unet(get_recipe("digits", "smoke", patch=3), channels=1, size=8, num_classes=10)
 
 
-@pytest.mark.parametrize("changes", [{}, {"patch": 2}, {"scale_shift": True}])
+@pytest.mark.parametrize(
+    ("patch", "attention", "at"),
+    [(1, (), []), (1, (8,), [8]), (1, (4,), [4]), (1, (8, 4), [8, 4]), (2, (4,), [4])],
+)
+def test_attention_stands_where_the_recipe_puts_it_and_nowhere_else(patch, attention, at):
+    teacher, z = build(patch=patch, attention=attention), some()[0]
+    seen = []
+    for name, part in teacher.net.unet.named_modules():
+        if type(part).__name__ == "Attention":
+            # One place after another: [b, places, channels], or still [b, channels, side, side].
+            part.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
+    teacher(z, 0.5, some()[2])
+    # One residual block on the way down and two on the way up, each followed by attention.
+    assert sorted(seen) == sorted(side for side in at for _ in range(3))
+
+
+def test_attention_at_a_side_that_the_unet_has_not_is_refused():
+    with pytest.raises(ValueError, match=r"sides are \[8, 4\], and 16 is none of them"):
+        build(attention=(16, 4))
+
+
+def test_a_teachers_dropout_works_while_it_trains_and_no_student_has_it():
+    teacher, (z, t, cond) = build(dropout=0.5).train(), some()
+    w_student = add_w_conditioning(teacher, (0.0, 4.0)).train()
+    plain = teacher.for_steps(4).train()
+    with torch.no_grad():
+        assert not torch.equal(teacher(z, t, cond).v, teacher(z, t, cond).v)
+        answer = teacher.eval()(z, t, cond).v
+        assert torch.equal(plain(z, t, cond).v, answer)
+        assert torch.equal(w_student(z, t, cond, 3.0).v, answer)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"patch": 2}, {"scale_shift": True}, {"attention": (4,), "dropout": 0.2}]
+)
 def test_a_trained_teacher_is_loaded_by_its_folder_alone(tmp_path, changes):
     teacher = build(**changes)
     updates = train(
