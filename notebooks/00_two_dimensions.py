@@ -15,8 +15,8 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/00_two_dimensions.ipynb)
 #
-# A guided diffusion model needs hundreds of network evaluations for one sample. This course turns it
-# into a model that needs one, with the method of
+# A guided diffusion model takes tens to hundreds of network evaluations to draw one sample. This course turns it
+# into a model that takes one, with the method of
 # [Meng et al., *On Distillation of Guided Diffusion Models*](https://arxiv.org/abs/2210.03142), which the course
 # simply calls "the paper". Here you see the whole argument on points in the plane instead of images. In the
 # plane we know the best possible teacher in closed form, so nothing is hidden behind a badly trained network:
@@ -265,7 +265,7 @@ alt = "Samples of three classes at w = 0, 1 and 3. At 0 the arms meet in the cen
 panels({f"guided teacher, w = {w:g}, 256 NFE": sample for w, sample in reference.items()}, 3, alt)
 
 # %% [markdown]
-# At $w = 0$ the samples are the data: the three arms touch in the centre. As $w$ grows, each class leaves
+# At $w = 0$ the samples are distributed like the data: the three arms touch in the centre. As $w$ grows, each class leaves
 # the region that it shares with the others. There is less doubt about the class, and less variety.
 # For images that trade is usually worth it. Which $w$ is best is a matter of taste, so we want **one
 # model for every $w$**.
@@ -288,7 +288,8 @@ panels(pictures, 4, alt, reach=3.6)
 # %% [markdown]
 # One step gives **one point per class**. Of course: at $t = 1$ there is nothing in $z_1$ about $x$, so the
 # guess is the average of the class, whatever the noise was. Guidance then exaggerates it, and at $w = 3$ the point lies
-# outside the data. Two and four steps give something, but not the arms.
+# outside the data. With two and four steps there are arms again, but thinner and shorter
+# ones; at $w = 3$, two steps make them fans that scatter outwards.
 #
 # So a one-step model cannot be a denoiser. It has to answer another question: not *what is the
 # average of all $x$ behind this $z_1$*, but *where does the walk that starts at $z_1$ end?* That question has one
@@ -527,7 +528,8 @@ show(fig, alt=alt)
 #   twice as many steps with them, but the error of the network eats up most of that advantage. What makes it worth the
 #   trouble is that it is *one* network, whose steps stage two can halve;
 # - of the one-step student's mse about a third (35%) was there after stage one; the rest came in with the six halvings.
-#   (Compare mean squared errors, not their roots: those of independent causes add up, the roots do not.) Both are a matter of network size and training. (`smoke` trains for
+#   (Compare mean squared errors, not their roots: those of independent causes add up, the roots do not.)
+#   Both parts are a matter of network size and training. (`smoke` trains for
 #   seconds only; its students are several times worse.)
 #
 # None of this depended on working in two dimensions. The next notebooks repeat the argument on images, where the

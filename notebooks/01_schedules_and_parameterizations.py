@@ -76,7 +76,7 @@ seed = 0
 #
 # $$z_t = \alpha_t x + \sigma_t \varepsilon, \qquad \alpha_t^2 + \sigma_t^2 = 1 .$$
 #
-# Why must the squares add up to one? If the pixels had mean square one, as the noise has, then so would $z_t$
+# Why let the squares add up to one? If the pixels had mean square one, as the noise has, then so would $z_t$
 # at every $t$, and the network would always see inputs of the same size. (Pixels in $[-1, 1]$ come close enough. The
 # next cell prints their root mean square.) A **schedule**
 # says how fast $\alpha$ falls. The cosine schedule of this course is
@@ -118,7 +118,7 @@ show(fig, alt=alt)
 # %% [markdown]
 # With the first row in mind you can name most images up to about $t = 0.4$; from $t = 0.8$ on they look alike to us. (To be shown, values outside
 # $[-1, 1]$ are cut off. The model sees them whole.) That is what *we* can read. When a sampler makes up its mind is
-# another question: to answer it, one lets two walks part at some $t$ and looks at how different they end. Exercise 5
+# another question. To answer it, split one walk into two at some $t$ and see how far apart they end: exercise 5
 # does that with the teacher of notebook 02.
 #
 # ## 2. Four ways to say how noisy
@@ -272,8 +272,7 @@ show(fig, alt=alt)
 # - From $\varepsilon$, the error in $x$ is $\sigma/\alpha = \tan\phi$ times as large, and it explodes at $t = 1$. **There
 #   $\varepsilon$ says nothing:** $z_1$ *is* the noise, so a network can answer perfectly without knowing anything about $x$.
 # - From $x$, the error in $\varepsilon$ explodes at $t = 0$, where $z_0$ *is* the image. Same story, other end.
-# - From $v$, no error ever grows: the factors are $\sigma$ and $\alpha$, a sine and a cosine. At $t = 1$ it says $-x$, and at
-#   $t = 0$ it says $\varepsilon$: always the part that $z_t$ does not show.
+# - From $v$, no error ever grows: the factors are $\sigma$ in $x$ and $\alpha$ in $\varepsilon$, a sine and a cosine.
 #
 # A sampler with 1000 small steps hardly visits $t = 1$, and forgives an $\varepsilon$-prediction. A one-step student lives at $t = 1$ and nowhere else,
 # which rules $\varepsilon$ out. It does not rule out $x$: at $t = 1$, $v$ is $-x$, so for a one-step student the two are the same. What speaks against $x$ is
@@ -425,7 +424,7 @@ alt = "Histograms of the projection on the image for pure noise and for z_1 of t
 show(fig, alt=alt)
 
 # %% [markdown]
-# With 8 x 8 digits the two overlap almost completely: a shift of 0.4 is hard to notice. With 64 x 64 pixels the shift is 3.4.
+# With 8 x 8 digits the two overlap by more than four fifths: a shift of 0.4 is hard to notice. With 64 x 64 pixels the shift is 3.4.
 # The enlarged digit has the same content as the small one, but each pixel comes 64 times, each time with noise of its
 # own: averaged, that is a 64th of the noise variance. **The same schedule is less noisy at a higher resolution**
 # ([Hoogeboom et al.](https://arxiv.org/abs/2301.11093)).
@@ -435,7 +434,8 @@ show(fig, alt=alt)
 # two apart, and it has all of training to find them. So it learns to *read* something off $z_1$. In sampling we hand it pure
 # noise, an input of a kind that it has never seen, with nothing to read.
 #
-# A sampler with many steps has time to recover from a bad first step. A student of one or two steps has not: $t = 1$ is where all
+# A sampler with many steps has time to make up for some of a bad first step (not for all of it: Lin et al. show that Stable
+# Diffusion keeps its pictures at medium brightness). A student of one or two steps has no such time: $t = 1$ is where most or all
 # of its work is done, and it was taught there on inputs that give the answer away. Hence two rules, which belong together: **let the
 # schedule end at $\alpha_1 = 0$, and predict $v$**, since an $\varepsilon$-prediction says nothing there (section 4). The cosine schedule
 # does the first, and small images forgive a lot; with Stable Diffusion you have to enforce both.
