@@ -16,8 +16,8 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/06_encoders_and_style_transfer.ipynb)
 #
 # DDIM ([Song et al. 2021](https://arxiv.org/abs/2010.02502)) is a flow, and a flow runs in both directions. Upwards it turns an image into the noise it would have come from.
-# Decode that noise under **another** label, and the image is retold: another digit in something of the same hand. (Two flows used in this way
-# are called a dual diffusion implicit bridge, [Su et al. 2022](https://arxiv.org/abs/2203.08382).) The paper
+# Decode that noise under **another** label, and the image is retold: another digit, in something of the same hand. (Two flows used in this way
+# are called *dual diffusion implicit bridges*, [Su et al. 2022](https://arxiv.org/abs/2203.08382).) The paper
 # ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)) distils the upward direction too, so that the whole of it takes a few evaluations.
 #
 # **You will**
@@ -27,7 +27,7 @@
 # - distil encoders of 8, 4, 2 and 1 steps and compare pairs of students with the many-step teacher,
 # - translate digits into each other, measure what is changed and what is kept, and find where guidance does harm.
 #
-# **You need** notebook 04 (what you skipped is trained here first).
+# **You need** [notebook 04](04_stage_two.ipynb) (what you skipped is trained here first).
 #
 # | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
@@ -160,7 +160,7 @@ for k in (1, 2):
     print(f"decoded as arm {k}: {x:17.2f} {y:6.2f} {place:12.2f}")
 
 # %% [markdown]
-# The label is gone and came back as another one. You may have expected a point to keep its place *along* the arm. It does rather the opposite:
+# The label has been exchanged. You may have expected a point to keep its place *along* the arm. It does rather the opposite:
 # inner points of arm 0 tend to become outer points of the other arms. What is kept is where a point lies in the *plane*: what was on top stays on top.
 # The flow moves points along smooth paths in the plane, and knows nothing of places along an arm.
 #
@@ -202,8 +202,8 @@ for t, s in ((0.0, 0.25), (0.25, 0.5)):
           f"{bool(x.isfinite().all())}, they agree {same}")  # fmt: skip
 
 # %% [markdown]
-# The loss has the same trouble. On $x$ the truncated SNR weighting of progressive distillation is $\max(\alpha^2/\sigma^2, 1)$, infinite at $t = 0$, where every
-# network's $x$-prediction is right anyway, since $x = z_0$. Infinity times zero teaches nothing. An encoder must be
+# The loss has the same trouble. On $x$ the truncated SNR weighting of progressive distillation is $\max(\alpha^2/\sigma^2, 1)$, infinite at $t = 0$, where
+# $x = \alpha z - \sigma v = z_0$ has no error, whatever $v$ the network predicts. Infinity times zero teaches nothing. An encoder must be
 # judged by its $v$, the direction in which it leaves. On $v$ the same weighting reads $\max(\alpha^2, \sigma^2)$ and is harmless.
 
 # %%
@@ -254,7 +254,7 @@ for steps in (32, 16, 8, 4, 2, 1):
     )
 
 # %% [markdown]
-# The error doubles each time the number of steps is halved, as in the plane, until at 4 steps and fewer there is little left to lose.
+# As in the plane, the error about doubles each time the number of steps is halved, down to 4 steps. Below that there is little left to lose.
 #
 # ## 5. Encoders
 #
@@ -311,11 +311,12 @@ show(
 
 # %% [markdown]
 # Two students of 8 steps give back the images as exactly as the teacher does with 32 up and 32 down, at an eighth of its evaluations.
-# With 4 steps the error is 1.5 times as large, with one step four times; to the eye that is still the same picture. The teacher
-# at 4 steps has lost it: an error of 0.23, five times that of the students with 4.
+# With 4 steps the error is 1.5 times as large, with one step four times; to the eye that is still the same picture. With the 16 evaluations
+# of the 8-step students, the teacher (4 steps up and 4 down) has an error of 0.23: seven times theirs.
 #
-# How can 8 steps of students be as exact as 32 of the teacher? Each student was distilled from the same many-step flow, one upwards and one downwards,
-# and the steps of that flow were 1/64 long. The teacher's 32 steps are twice as long, and lose more than the halvings add.
+# How can 8 steps of students be as exact as 32 of the teacher? Encoder and decoder were both distilled from the same many-step flow, whose
+# steps were 1/64 long. The teacher's 32 steps are twice as long: by the doubling seen above, 64 steps would err half as much. Stage one and the
+# halvings add about the other half.
 #
 # ## 6. Is it noise?
 #
@@ -357,11 +358,11 @@ show(
 )
 
 # %% [markdown]
-# Not quite. The mean is right, and the correlations are hardly larger than those of independent draws. In the middle of the image the spread is close to 1. But the
-# histogram is too pointed, since the columns on the left and right have a spread of only 0.3 to 0.6. The map beside it shows why: those pixels are black in
-# nearly every digit. To turn a single value into a whole bell curve the
-# flow would have to be infinitely steep at $t = 0$, and no network and no finite step is. It is the price of data without
-# noise in it, and it costs little here: a decoder puts black where it belongs from any noise.
+# Not quite. The mean is right, and the correlations are only a little larger than those of independent draws. In the middle of the image the spread
+# is close to 1. But the histogram is too pointed, since the columns on the left and right have a spread of only 0.3 to 0.6. The map beside it shows
+# why: those pixels are black in nearly every digit. To turn a single value into a whole bell curve the flow would have to be infinitely steep at
+# $t = 0$, and no network and no finite step is. It is the price of data without noise in it, and it costs little here: a decoder puts black where it
+# belongs from any noise.
 #
 # ## 7. One hand, ten digits
 #
@@ -448,15 +449,15 @@ chance = [
 print(f"of another image {'':25s} {chance[0]:14.2f} {chance[1]:12.2f}")
 
 # %% [markdown]
-# The class changes in at least 98 % of the cases, and the amount of ink goes along with the image: a correlation of 0.8 to 0.9 where chance gives 0. The slant
-# does so only in part, 0.25 to 0.4. As in the plane, a part of what the label leaves open is kept, not all of it. (One reason may be that a slanted 0 and a slanted 7 have
-# their ink in different pixels, while a bold digit of any class has more of it everywhere.) Guidance makes
-# the class a little surer (from 98 % to 100 %) and keeps a little less of the hand: the more typical a digit of its class, the less room there is for anything else.
-# And students with one step up and one down keep and change the same as the teacher does with 128 evaluations.
+# The class changes in at least 98 % of the cases, and the amount of ink goes along with the image: a correlation of 0.8 to 0.9 where chance gives 0.
+# The slant does so only in part, 0.24 to 0.39. As in the plane, a part of what the label leaves open is kept, not all of it. (One reason may be that
+# a slanted 0 and a slanted 7 have their ink in different pixels, while a bold digit of any class has more of it everywhere.) Guidance makes the class
+# a little surer (from 98 % to 100 %) and keeps a little less of the hand: the more typical a digit of its class, the less room there is for anything
+# else. And students with one step up and one down change and keep about as much as the teacher does with 128 evaluations.
 #
 # ## 9. Guidance on the way up
 #
-# So far the encoder had $w = 0$, and only the decoder was guided. It seems only natural to encode with the same $w$. **Is it
+# So far the encoder had $w = 0$, and only the decoder was guided. It would seem natural to encode with the same $w$. **Is that
 # wise?**
 
 # %%
@@ -495,13 +496,13 @@ for w, own in pixel.items():
     )
 
 # %% [markdown]
-# At $w = 1$ the spread of all values together is just 1. That is a coincidence and no reason to encode with $w = 1$: as the last lines show, the edges still
-# vary far too little and other pixels now too much, and the two errors cancel.
+# At $w = 1$ the spread of all values together is just 1. That is a coincidence and no reason to encode with $w = 1$: as the last lines show, some
+# values still vary far too little and others now too much, and the two errors cancel.
 #
 # Downwards, guidance draws trajectories together towards the most typical images of a class. Upwards the same flow must push them
 # apart. There is no likely noise from which guided sampling would reach an untypical image: its encoding lands
-# far outside, and small errors grow. So encode with $w = 0$ and guide the decoder. The reconstruction is then no longer exact, but it is not
-# meant to be: that is the style transfer above.
+# far outside, and small errors grow. So encode with $w = 0$ and guide the decoder, as the style transfer above did. Up and down then no longer give the image back,
+# but in style transfer they are not meant to.
 #
 # **What if you encode with a decoder?** Its steps were never trained upwards, and the package says so:
 
@@ -526,7 +527,7 @@ for wrong in (
 # 4. Encode with the null label $k$ = 10. What happens to ink, slant and the share that is read as the target?
 # 5. Distil an encoder for $w = 0$ alone (`get_recipe(..., w_max=0.0)`). Is it more exact than the one for $w \in [0, 4]$?
 #
-# **Next:** notebook 07 measures everything that has been trained so far, and breaks it on purpose.
+# **Next:** [notebook 07](07_evaluation.ipynb) measures everything that has been trained so far, and breaks it on purpose.
 
 # %%
 facts = provenance(

@@ -17,8 +17,8 @@
 #
 # The second half of the paper ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)) distils **latent** diffusion models
 # ([Rombach et al. 2022](https://arxiv.org/abs/2112.10752)), among them Stable Diffusion. A U-Net's cost grows with the
-# number of places in its input. So an **autoencoder** turns an image into a much smaller array of latents, the diffusion model draws latents,
-# and a decoder turns them back into an image. The condition is no longer one of ten labels but a **sentence**. Here we build all of it, small, from
+# number of pixels in its input. So an **autoencoder** turns an image into a much smaller array of latents, the diffusion model draws latents,
+# and a decoder turns them back into an image. The condition is no longer one of ten labels but a **sentence**. Here we build all of it, on a small scale, from
 # 1,716 captioned emoji.
 #
 # **You will**
@@ -26,14 +26,14 @@
 # - train an autoencoder, and see what its latents keep and lose,
 # - find out why a single number, the *scale* of the latents, decides whether the noise schedule fits,
 # - turn captions into tokens, and the empty caption into "no condition",
-# - train a text-to-image teacher with the very function that trained the digits, and draw prompts of which there is no picture.
+# - train a text-to-image teacher with the very function that trained the digits, and give it prompts for which there is no picture.
 #
-# **You need** notebooks 02 to 04.
+# **You need** notebooks [02](02_guided_teacher.ipynb) to [04](04_stage_two.ipynb).
 #
 # | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute; the pictures are noise |
-# | `laptop` | two CPU cores | 32 minutes: autoencoder 4, teacher 24, matcher 2 |
+# | `laptop` | two CPU cores | half an hour: autoencoder 4, teacher 24, matcher 2 |
 
 # %%
 import importlib.util
@@ -70,9 +70,9 @@ seed = 0
 # ## 1. Captioned images
 #
 # Every picture has a name, and the names share words: *red heart* and *blue heart*, *cat* and *cat face*. That is what a model can
-# learn language from. The held-out split keeps all variants of one emoji on the same side.
+# learn language from. All variants of one emoji are either in the training set or held out, never in both.
 #
-# Finished models come with the package here, too, and are used unless you set `retrain = True` above.
+# Here, too, finished models come with the package, and are used unless you set `retrain = True` above.
 
 # %%
 recipe = get_recipe(captions, profile, seed=seed)
@@ -95,9 +95,10 @@ show(
 # %% [markdown]
 # ## 2. The autoencoder
 #
-# `load_recipe_data` prepares what the stages are trained on. The first time it trains a small KL autoencoder, which halves the
-# side of the image and writes four channels; then it keeps the latents of all images on disk. *KL*: the encoder answers with a Gaussian,
-# of which we use the mean, and a small penalty, its divergence from $\mathcal{N}(0, I)$, keeps the latents from spreading.
+# `load_recipe_data` prepares what the stages are trained on. The first time it trains a small KL autoencoder (a variational one, [Kingma & Welling
+# 2013](https://arxiv.org/abs/1312.6114)), which halves the side of the image and writes four channels; then it keeps the latents of all images on
+# disk. *KL*: the encoder answers with a Gaussian, of which we use the mean, and a small penalty, its divergence from $\mathcal{N}(0, I)$, keeps the
+# latents from spreading.
 
 # %%
 data = load_recipe_data(recipe, out)
@@ -179,14 +180,16 @@ for std in (1.0, 5.49):  # Stable Diffusion's raw latents have a deviation of ab
     )
 
 # %% [markdown]
-# Our raw latents have a deviation of about 1.5, which the penalty keeps from growing. Stable Diffusion's penalty is far weaker, hence 5.49. With its raw latents
-# on our schedule, noise and signal would balance at $t = 0.89$ only: at nearly all times the image would be nearly clean, and the model would learn little about composition. (Stable
-# Diffusion has a schedule of its own, but the argument is the same.) That is why its configuration carries the famous factor 0.18215 = 1 / 5.49. `VAEEncoder.measured` measures ours.
+# Our raw latents have a deviation of about 1.5, which the penalty keeps from growing. Stable Diffusion's penalty is far weaker, hence 5.49. With its
+# raw latents on our schedule, noise and signal would balance at $t = 0.89$ only: at most times the image would be nearly clean, and the model would
+# get little practice in deciding what goes where. (Stable Diffusion has a schedule of its own, but the argument is the same.) That is why its
+# configuration carries the famous factor 0.18215 = 1 / 5.49. `VAEEncoder.measured` measures ours.
 #
 # ## 4. From captions to tokens
 #
-# A *byte-pair* vocabulary is counted from the captions themselves: it starts with letters and merges the most frequent neighbours, again and
-# again; `</w>` marks the end of a word. A caption becomes 18 numbers: a start, its words, an end, and padding.
+# A *byte-pair* vocabulary ([Sennrich et al. 2016](https://arxiv.org/abs/1508.07909)) is counted from the captions themselves: it starts with letters
+# and merges the most frequent neighbours, again and again; `</w>` marks the end of a word. A caption becomes 18 numbers: a start, its words, an end,
+# and padding.
 
 # %%
 text = data.text
@@ -225,9 +228,9 @@ print(told[0].message)
 # %% [markdown]
 # ## 5. The teacher
 #
-# `data` is now what digits were before: examples (latents), conditions (tokens), and a null condition. So the
-# function of notebook 02 trains the teacher, unchanged. The recipe differs in three places: the network, the learning rate, and the times it is trained at.
-# *What made it listen*, in section 6, says why.
+# `data` is now what digits were before: examples (latents), conditions (tokens), and a null condition. So the function of notebook 02 trains the
+# teacher, unchanged. Apart from length and precision, its recipe differs in three places: the network, the learning rate, and the times it is trained
+# at. *What made it listen*, in section 6, says why.
 
 # %%
 network = train_teacher(recipe, data, out)
@@ -251,8 +254,9 @@ show(
 )
 
 # %% [markdown]
-# From update 2,000 on the loss falls *faster* again. The learning rate is going to zero by then, but there is a second reason: 3,300 updates of 64 are
-# 123 passes through the same 1,716 pictures. **Does it learn emoji, or these emoji?** The same loss, of training pictures and of those held out:
+# On this logarithmic axis the loss falls *faster* again from update 2,000 on. The learning rate is going to zero by then, but there is a second
+# reason: 3,300 updates of 64 are 123 passes through the same 1,716 pictures. **Does it learn emoji, or these emoji?** The same loss, of training
+# pictures and of those held out:
 
 # %%
 test = load_recipe_data(recipe, out, "test")
@@ -275,7 +279,7 @@ with torch.no_grad():
 
 # %% [markdown]
 # These emoji. On held-out pictures the loss is more than twice as large at $t = 0.3$, and at $t = 0.9$, where the caption has to say what to draw, more than ten times. There it is
-# about 1, the variance of $v$: no better than no answer at all. Keep that in mind when you look at the pictures: the captions below are those of pictures it has learnt.
+# about 1, the variance of $v$: no better than no answer at all. Keep that in mind when you look at the pictures: the captions below are those of pictures that it has learnt.
 #
 # **What does it draw, and what does $w$ do?** The same noise in all three columns, one prompt for each place, 50 steps of two evaluations
 # each. These prompts are captions of the training set.
@@ -302,9 +306,10 @@ show(
 #
 # ## 6. Does the picture fit the prompt?
 #
-# The usual measure, the CLIP score ([Hessel et al. 2021](https://arxiv.org/abs/2104.08718)), needs CLIP: hundreds of megabytes of weights, trained on photographs of the web. We train a small **matcher** instead:
-# image features and word vectors that must point the same way. The **retrieval score** is the share of samples whose own caption, among all
-# those of the data set, comes first. It is not CLIP's, it knows emoji only, and it is used for comparing rows of one table.
+# The usual measure, the CLIP score ([Hessel et al. 2021](https://arxiv.org/abs/2104.08718)), needs CLIP: hundreds of megabytes of weights, trained on
+# pictures from the web. We train a small **matcher** instead: image features and word vectors that must point the same way. The **retrieval score**
+# is the share of samples whose own caption, among all those of the data set, comes first. It is not the CLIP score; the matcher knows emoji only, and
+# its score serves to compare rows of one table.
 
 # %%
 judge = make_judge(recipe, data, out)
@@ -330,7 +335,7 @@ print(f"{recipe.samples} samples each, {judge.name}")
 # Two of three samples at $w = 1$ bring their own caption to the top of 1,716, although the matcher has learnt from clean pictures; a guess would succeed
 # once in 1,716 times. Guidance helps up to $w = 1$ or 2. Beyond, colours are overdrawn, and the matcher, which never saw such pictures,
 # recognises fewer of them: more guidance is not more truth. (There is no Frechet distance here: 150 samples are too few for the covariance of 128 features,
-# as notebook 07 has shown.)
+# as [notebook 07](07_evaluation.ipynb) has shown.)
 #
 # <details><summary><b>What made it listen?</b> Trials with the captions, the learning rate and the times (no cell here repeats them)</summary>
 #
@@ -372,9 +377,9 @@ show(
 )
 
 # %% [markdown]
-# Colours of new combinations often arrive: the red apple is red and round, the blue apple blue, the purple cat purple, the strawberry black. New
-# *things* do not: the purple cat has no face, and the tiger is just another yellow one. What it paints well are the pictures of
-# the training set; it has not learnt a language. More guidance does not help. Stable Diffusion has seen a million times as many pictures.
+# In new combinations the *colour* often arrives: the red apple is red and round, the blue apple blue, the purple cat purple, the octopus yellow, the
+# strawberry black. *Things* do not: the purple cat has no face, the circle is not hollow, and the tiger is just another yellow face. What the model paints
+# well are the pictures of the training set; it has not learnt a language. Stable Diffusion has seen about a million times as many pictures.
 #
 # ## Exercises
 #
@@ -386,7 +391,7 @@ show(
 # 4. Swap two words ("face cat"). Does the text encoder care about their order?
 # 5. Type prompts of your own. Which words does the model know? (`text.tokenizer.get_vocab()`.)
 #
-# **Next:** the same two stages as before turn this teacher into a student that needs 4, 2, 1 evaluations.
+# **Next:** in [notebook 09](09_distilling_text_to_image.ipynb) the same two stages as before turn this teacher into students that need 4, 2 or 1 evaluations.
 
 # %%
 facts = provenance(

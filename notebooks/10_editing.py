@@ -17,7 +17,7 @@
 #
 # A sampler that starts from noise makes pictures. One that starts **half-way**, from a noised picture, changes them. The paper
 # ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)) edits images in this way with 2 to 4 steps of a distilled
-# model: text-guided image-to-image, and inpainting behind a mask. Style transfer goes through an encoder: here 4 evaluations up and 4 down.
+# model: text-guided image-to-image, and inpainting behind a mask. Style transfer goes through an encoder instead, here with 4 evaluations up and 4 down.
 #
 # **You will**
 #
@@ -26,7 +26,7 @@
 # - retell a picture with a distilled encoder, and compare what the three ways keep,
 # - set every edit beside the teacher's many-step result.
 #
-# **You need** notebook 09 (what you skipped is trained here first).
+# **You need** [notebook 09](09_distilling_text_to_image.ipynb) (what you skipped is trained here first).
 #
 # | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
@@ -95,9 +95,9 @@ print("to be edited:", ", ".join(names))
 # %% [markdown]
 # ## 1. Image to image
 #
-# Encode, add noise up to an intermediate $t_0$, the *strength* of the edit, and denoise from there under another prompt ([SDEdit](https://arxiv.org/abs/2108.01073), Meng et al. 2022, with the
-# same first author). Strength 0 would keep all, strength 1 is plain generation. What survives the noise, large shapes and colours, stays; the
-# rest is drawn anew. From scratch:
+# Encode, add noise up to an intermediate $t_0$, the *strength* of the edit, and denoise from there under another prompt (SDEdit, [Meng et al.
+# 2022](https://arxiv.org/abs/2108.01073), with the same first author as the paper). Strength 0 would keep everything, strength 1 is plain generation.
+# What survives the noise, large shapes and colours, stays; the rest is drawn anew. From scratch:
 
 
 # %%
@@ -169,14 +169,15 @@ for strength in (0.5, 0.75, 1.0):
     )
 
 # %% [markdown]
-# At strength 0.5 signal and noise are equal ($\alpha_t = \sigma_t$), and two answers get mixed: the heart is purple, the apple neither green nor red. At 0.75 the
-# prompt wins, but the old picture still decides about place, size and outline (a moon where the sun was). At 1 nothing is kept. What does the student lose, with 3
-# evaluations against the teacher's 60? At 0.75 its moon still has a piece of the sun in it, and its heart is muddier. Otherwise the two can hardly be told apart.
+# At strength 0.5 signal and noise are equal ($\alpha_t = \sigma_t$), and two answers get mixed: the heart is purple, the apple neither green nor red.
+# At 0.75 the prompt wins. Outlines are those that strength 1 has without the picture, and what is left of the old one is in the colours: a duller
+# blue, a more orange apple. At 1 nothing is kept. What does the student lose, with 3 evaluations against the teacher's 60? At 0.75 its moon still has
+# a piece of the sun beside it, and its heart is muddier. Otherwise the two can hardly be told apart.
 #
 # ## 2. Inpainting
 #
-# The mask says what to repaint: 1 repaints, 0 keeps. It lives on the latents, 2 x 2 pixels to a cell. After every step, everything else is put back: the original, noised to the time that has just been reached. So the model
-# always sees the truth around the hole, at the right noise level.
+# The mask says what to repaint: 1 repaints, 0 keeps. It lives on the latents, 2 x 2 pixels to a cell. After every step, everything else is put back:
+# the original, noised to the time that has just been reached. So the model always sees the truth around the hole, at the right noise level.
 #
 # First the easy case: a hole in the middle, and the caption of the picture itself. **Is the hole filled with what was there?**
 
@@ -217,8 +218,9 @@ for name, picture in filled.items():
     print(f"{name:30s} {error.sqrt().item():.3f}")
 
 # %% [markdown]
-# Not exactly, but with the right thing in the right colours. The student's error is close to that of the teacher with eight times its evaluations, and less than half
-# of what a grey square has. Both are helped by knowing these pictures, and both are some way from the floor, which is what the autoencoder itself loses.
+# Not exactly. The colours are right in all four; the things come back in two of them (the arrows and the skull), while the # and the infinity sign are
+# strokes of white. The student's error is close to that of the teacher with eight times its evaluations, and less than half
+# of what a grey square has. Both know these pictures from training, and both are still some way above the floor, which is what the autoencoder itself loses.
 #
 # Now the hard case: prompts that contradict what is kept.
 
@@ -253,7 +255,7 @@ except ValueError as error:
 
 # %% [markdown]
 # The new half takes its colour from the prompt and its outline from what it must fit: the blue half ends in the tip of the same heart, the dog's
-# nose sits in the cat's head. The seam is sharp, in the teacher's row too: each prompt contradicts the half that is kept, and no picture of the training set is
+# nose sits in the cat's head. The seam is sharp, in the teacher's row too: each prompt contradicts the half that is kept, and the training set has no heart that is
 # half red and half blue. Here, too, four evaluations do what a hundred do, failures included.
 #
 # ## 3. Style transfer with a distilled encoder
@@ -340,10 +342,13 @@ draw_rows(
 )
 
 # %% [markdown]
-# The more of the original is given up, the more often the new caption is read. Image to image with strength 0.75 obeys in 7 of 10 cases, and stays nearest among the edits that obey in most cases. Style transfer obeys as often
-# as drawing from scratch (strength 1), within the standard error of 5 points, and keeps **no more** than that: its distance is the same. So the answer is no: the noise does not remember. The way there and back is true to the picture under its own caption (an error of 0.1 of a deviation after 4 + 4
-# evaluations), but under another one the same noise means something else. That fits what notebook 09 saw: here a caption all but decides the picture, so little is left for
-# the noise to remember. Only where captions are close, as from red heart to blue heart, the outline survives. In notebook 06, with many digits to a label, the noise held how thick the strokes are.
+# The more of the original is given up, the more often the new caption is read. Image to image with strength 0.75 obeys in 7 of 10 cases, and of the
+# edits that mostly obey it stays nearest to the original. Style transfer obeys as often as drawing from scratch (strength 1), within the standard
+# error of 5 points, and keeps **no more** than that: its distance is the same. So the answer is no: the noise does not remember. Up and down under
+# its own caption, the picture comes back (an error of 0.1 of a deviation after 4 + 4 evaluations), but under another caption the same noise means
+# something else. That fits what notebook 09 saw: here a caption all but decides the picture, so little is left for the noise to remember. (That the
+# blue heart has the outline of the red one proves nothing: at strength 1 it has it too.) In notebook 06, with many digits to a label, the noise held
+# how much ink there was.
 #
 # ## Exercises
 #
@@ -354,7 +359,7 @@ draw_rows(
 # 4. Encode with $w = 1$ instead of 0. (Notebook 06 says what to expect.)
 # 5. The folder that notebook 09 exported opens in `StableDiffusionImg2ImgPipeline` and `StableDiffusionInpaintPipeline`. Repeat an edit with them.
 #
-# **Next:** the same with a model of 860 million parameters, on a free GPU.
+# **Next:** distillation of a model of 860 million parameters, on a free GPU, in [notebook 11](11_stable_diffusion_on_colab.ipynb).
 
 # %%
 facts = provenance(
