@@ -171,8 +171,9 @@ def train(
     """Train `model` in place (its `model.net` holds the parameters); yields after every update.
 
     Parameters that need no gradient stay as they are; ValueError where none needs one.
-    The learning rate rises over the first `warm_up` updates to `rate` and falls linearly to 0; parameters
-    whose name contains a key of `faster` learn that many times faster (the first key that fits).
+    The learning rate rises over the first `warm_up` updates to `rate` and falls linearly to 0;
+    parameters whose name contains a key of `faster` learn that many times faster (the first key
+    that fits).
     With `ema` > 0 the model ends with the running average of its weights. `data.batch(indices, u)`
     gives x and cond. `name` and `seed` fix the random numbers, those of dropout too; batch is the
     size over all processes together.

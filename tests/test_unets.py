@@ -161,7 +161,7 @@ def test_images_that_do_not_fall_into_squares_are_refused():
 def test_attention_stands_where_the_recipe_puts_it_and_nowhere_else(patch, attention, at):
     teacher, z = build(patch=patch, attention=attention), some()[0]
     seen = []
-    for name, part in teacher.net.unet.named_modules():
+    for part in teacher.net.unet.modules():
         if type(part).__name__ == "Attention":
             # One place after another: [b, places, channels], or still [b, channels, side, side].
             part.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
