@@ -366,7 +366,7 @@ for w in (0.0, 1.0, 3.0):
     print(f"  at w = {w:g}: {(far - near).square().mean().sqrt() / 0.1:.2f}")
 
 # %% [markdown]
-# Near $w = 0$ the samples move fastest, so a student that mistakes $w$ by a little errs most there. (On images the
+# Near $w = 0$ the samples move fastest, so a student that misjudges $w$ slightly errs most there. (On images the
 # loss makes it worse: see notebook 03.) Apart from that we have halved the cost of a step, and nothing else
 # has changed: the student is still a denoiser, its guess is still an average, and with one step it would
 # fail as the teacher did.
@@ -435,7 +435,7 @@ for steps in (1, 2, 4, 8, 64):
 # ([Luhman & Luhman](https://arxiv.org/abs/2101.02388)). Such a student even inherits less: no error but that of the 64
 # steps. What speaks against it is the price. Every target costs 64 evaluations of the stage-one model instead of 2,
 # for every example of every update. And a student of the staircase starts close to its answer, since the answers of
-# $2N$ steps and of $N$ steps are much alike. Starting the staircase at its foot is no third way: exercise 1.
+# $2N$ steps and of $N$ steps are much alike. Starting the staircase at its foot is not a third way: see exercise 1.
 
 # %%
 started = time.perf_counter()

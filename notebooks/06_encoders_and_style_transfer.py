@@ -179,7 +179,7 @@ for k in (1, 2):
 #
 # $$ \tilde v = \frac{z_s - \cos(d)\, z_t}{\sin(d)}. $$
 #
-# Here nothing is divided by but $\sin(d)$, which is not zero for $s \ne t$. Where both forms exist they agree: $\tilde x = \alpha_t z_t - \sigma_t \tilde v$.
+# The only divisor here is $\sin(d)$, which is not zero for $s \ne t$. Where both forms exist they agree: $\tilde x = \alpha_t z_t - \sigma_t \tilde v$.
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -108,7 +108,7 @@ pixels, numbers = x[0].numel(), latents[0].numel()
 print(f"{list(x.shape[1:])} = {pixels} numbers become {list(latents.shape[1:])} = {numbers}")
 
 # %% [markdown]
-# **What is lost?** The same pictures, there and back; then the latents themselves, one channel beside the other. The number is the
+# **What is lost?** The same pictures, there and back; then the latents themselves, channel by channel. The number is the
 # peak signal-to-noise ratio, $20 \log_{10}(2 / \text{rms})$ for images in $[-1, 1]$: at 20 dB the error is a tenth of the range.
 
 # %%
