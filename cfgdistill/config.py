@@ -68,7 +68,7 @@ class Recipe:
     prediction_type: str = "v"  # what the networks say: "v", "eps" or "x"
     weighting: str = "snr_plus_one"  # omega of both stages: see distillation.WEIGHTINGS
     pretrained: bool = True  # whether every student starts with its teacher's weights
-    save_every: int = 200  # updates between two checkpoints
+    save_every: int | None = None  # updates between two checkpoints; None: minutes
     seed: int = 0
     # Only for the data set "sd", whose teacher is a Stable Diffusion pipeline:
     base: str | None = None  # the pipeline: a name on the hub, or a folder
@@ -198,7 +198,7 @@ KINDS = {
 SPECIAL = (
     *("autoencoder", "size", "vae_channels", "text_width", "text_length", "t_power", "time_rate"),
     *("patch", "scale_shift", "late_rate", "batch_distill", "attention", "dropout", "warm_up"),
-    *("base", "source", "data_free", "lora", "checkpointing", "eight_bit"),
+    *("base", "source", "data_free", "lora", "checkpointing", "eight_bit", "save_every"),
 )
 
 # fmt: off

@@ -254,9 +254,8 @@ def train_stage_two(
     For the sampler "ddim", for "stochastic", or for "ddim_encode": then they are encoders.
     """
     one_of("sampler", sampler, FOLDERS)
-    teacher = train_stage_one(recipe, data, out)
     yield from distill_progressively(
-        teacher,
+        train_stage_one(recipe, data, out),  # held by nobody once it has taught the first student
         data,
         start=recipe.start,
         updates=recipe.halving,

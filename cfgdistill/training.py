@@ -47,6 +47,8 @@ from cfgdistill.randomness import Draw, seed_at, seeded
 from cfgdistill.schedules import per_example
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Draw], Tensor]  # model, x, cond, draw -> [b]
+SAVE_MINUTES = 5.0  # what a crash costs at most; a checkpoint of a large network takes a while
+MOST_LOSSES = 500  # in a card: as many as a curve can show
 
 
 class Update(NamedTuple):
@@ -163,7 +165,7 @@ def train(
     folder: str | Path | None = None,
     about: dict | None = None,
     notes: dict | None = None,
-    save_every: int = 200,
+    save_every: int | None = None,
     precision: str = "full",
     eight_bit: bool = False,
     device: str | torch.device | None = None,
@@ -181,7 +183,8 @@ def train(
     With a `folder`, work is kept there: a finished model is loaded and nothing is yielded, an
     unfinished one is resumed; two runs cannot train there at once. `about` (JSON) is stored with
     the weights, and a folder that holds something else is refused with a ValueError; `notes` (JSON)
-    are stored and not compared. Closing the generator, Ctrl-C, SIGTERM or SIGHUP saves first. With
+    are stored and not compared. A checkpoint is written after every `save_every` updates, or, for
+    None, SAVE_MINUTES; closing the generator, Ctrl-C, SIGTERM or SIGHUP writes one first. With
     precision "mixed" the networks compute in `mixed_precision()`; schedules, z, targets and losses
     stay in float32. `eight_bit` keeps Adam's moments in 8 bits where bitsandbytes is installed and
     there is a GPU. `device` is where a single process trains; None: `default_device()`.
@@ -305,7 +308,7 @@ def train(
                     bar.update()
                     # Where one process is asked to stop all do, after the same update.
                     stop = _over_processes(torch.tensor(len(asked), device=device), "sum") > 0
-                    if stop or run.done % save_every == 0:
+                    if stop or run.save_now(save_every):
                         run.save()
                     if stop:
                         raise KeyboardInterrupt(f"Stopped in {name}. {run.where_saved()}")
@@ -360,7 +363,7 @@ def distill_progressively(
     folder: str | Path | None = None,
     about: dict | None = None,
     notes: dict | None = None,
-    save_every: int = 200,
+    save_every: int | None = None,
     precision: str = "full",
     eight_bit: bool = False,
     device: str | torch.device | None = None,
@@ -525,6 +528,7 @@ class _Run:
         self.net, self.optimizer, self.average, self.scaler = net, optimizer, average, scaler
         self.folder, self.about = folder, about
         self.seconds, self.losses, self.precisions = 0.0, [], [precision]
+        self.saved_at = time.perf_counter()
 
     @property
     def done(self) -> int:
@@ -543,6 +547,12 @@ class _Run:
             return "Nothing was saved."
         return f"The last checkpoint is in {self.folder}; the same call again resumes from it."
 
+    def save_now(self, every: int | None) -> bool:
+        """Whether it is time for a checkpoint: after so many updates, else after some minutes."""
+        if every is not None:
+            return self.done % every == 0
+        return time.perf_counter() - self.saved_at >= 60 * SAVE_MINUTES
+
     def save(self) -> None:
         from accelerate import PartialState
 
@@ -560,6 +570,7 @@ class _Run:
         state = {"about": self.about, "seconds": self.seconds, "scaler": self.scaler.state_dict()}
         state |= {"optimizer": self.kind, "numbers": numbers, "precisions": self.precisions}
         write_tensors(self.file, tensors, state)
+        self.saved_at = time.perf_counter()
 
     def restore(self) -> None:
         if self.folder is None or not self.file.exists():
@@ -599,11 +610,14 @@ class _Run:
 
         on_cpu = next(self.net.parameters()).device.type == "cpu"
         threads = torch.get_num_threads() if on_cpu else 1
+        stretch = max(1, math.ceil(self.done / MOST_LOSSES))
+        means = [part.mean().item() for part in torch.tensor(self.losses).double().split(stretch)]
         card = notes | {
             "minutes": round(self.seconds / 60, 2),
             "cores": threads * PartialState().num_processes,  # or GPUs
             "precisions": self.precisions,  # "no" is float32; more than one where it was resumed
-            "losses": [float(f"{v:.4g}") for v in self.losses],
+            "losses": [float(f"{v:.4g}") for v in means],
+            "updates_per_loss": stretch,  # each is the mean over so many, the last over the rest
         }
         save_weights(model, self.folder, self.about, **card)
         load_weights(model, self.folder, self.about)  # it can be: only then is the rest let go

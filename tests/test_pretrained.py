@@ -338,7 +338,8 @@ def test_shipped_text_models_are_accepted_whatever_last_bits_the_autoencoder_com
 @pytest.mark.parametrize("name", pretrained.names())
 def test_a_shipped_model_is_of_a_recipe_in_the_table(name):
     recipe = as_recipe(read_card(pretrained.ROOT / name)["recipe"])
-    assert recipe == get_recipe(recipe.dataset, recipe.profile)
+    row = get_recipe(recipe.dataset, recipe.profile)
+    assert recipe == replace(row, **{key: getattr(recipe, key) for key in pretrained.CHANGEABLE})
     assert recipe.dataset == name.split("/")[0]
 
 

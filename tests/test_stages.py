@@ -1,8 +1,10 @@
 """A whole recipe, tiny: every stage finds, resumes or trains its model, and knows its teacher."""
 
+import gc
 import json
 import math
 import shutil
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,6 +60,21 @@ def test_a_finished_run_is_loaded_and_not_trained_again(out):
         kept = load(out / "digits-smoke" / "stage-two" / f"steps-{student.steps}")
         own, other = bits(student), bits(kept)
         assert all(torch.equal(own[key], other[key]) for key in own)
+
+
+def test_the_stage_one_network_is_let_go_once_it_has_taught_the_first_student(out, monkeypatch):
+    train_stage_one, kept = stages.train_stage_one, []
+
+    def watched(*given):
+        student = train_stage_one(*given)
+        kept.append(weakref.ref(student))
+        return student
+
+    monkeypatch.setattr(stages, "train_stage_one", watched)
+    students = stages.train_stage_two(RECIPE, DATA, out)
+    next(students)
+    gc.collect()
+    assert len(kept) == 1 and kept[0]() is None
 
 
 def test_every_model_names_what_it_was_made_from(out):

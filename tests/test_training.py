@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -280,6 +281,7 @@ def test_the_card_of_a_finished_model_holds_its_settings_and_its_losses(tmp_path
     expected = {"data": DATA.hash, "name": "teacher", "updates": 12, "batch": 8, "rate": 1e-2}
     assert card["about"].items() >= {**expected, "seed": 0, "ema": 0.9}.items()
     assert card["losses"] == pytest.approx([u.loss for u in updates], rel=1e-3)
+    assert card["updates_per_loss"] == 1
 
 
 def test_training_in_a_folder_changes_no_bit(tmp_path):
@@ -320,6 +322,27 @@ def test_work_is_saved_every_so_many_updates(tmp_path):
     again = tiny_mlp()
     assert [u.number for u in run(again, folder=tmp_path)] == list(range(6, 13))
     assert same(whole, again)
+
+
+def test_work_is_saved_every_five_minutes_however_many_updates_they_are(tmp_path, monkeypatch):
+    clock, saves, save = [0.0], [], training._Run.save
+
+    def slow(*given):  # 70 seconds an update
+        clock[0] += 70
+        return LOSS(*given)
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(training._Run, "save", lambda run: (saves.append(run.done), save(run)))
+    list(train(tiny_mlp(), slow, DATA, name="a", updates=12, batch=8, rate=1e-2, folder=tmp_path))
+    assert saves == [5, 10]
+
+
+def test_many_losses_are_kept_as_means_over_equal_stretches(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "MOST_LOSSES", 5)
+    _, updates = trained(folder=tmp_path, updates=13)
+    losses, card = [u.loss for u in updates], read_card(tmp_path)
+    means = [sum(losses[i : i + 3]) / 3 for i in (0, 3, 6, 9)] + [losses[12]]
+    assert card["losses"] == pytest.approx(means, rel=1e-3) and card["updates_per_loss"] == 3
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
