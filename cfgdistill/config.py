@@ -45,6 +45,7 @@ class Recipe:
     size: int = 64  # side of captioned images
     vae_channels: tuple[int, ...] = ()  # of the autoencoder; each after the first halves the side
     text_width: int = 128  # of the text encoder, two layers
+    open_captions: float = 0.0  # how often training shows a caption that fits other images too
     text_length: int = 18  # tokens of a caption, with the two at its ends
     patch: int = 1  # side of the squares of pixels that the U-Net sees as channels of one place
     scale_shift: bool = False  # time and condition scale and shift features, not only shift them
@@ -186,7 +187,7 @@ KINDS = {
         "sides of the U-Net's resolutions, such as (16, 8), or ()",
         lambda v: type(v) is tuple and all(type(n) is int and 0 < n <= 4096 for n in v),
     ),
-    **dict.fromkeys(("ema", "drop", "dropout"), _number(0, 1)),
+    **dict.fromkeys(("ema", "drop", "dropout", "open_captions"), _number(0, 1)),
     int: _whole(1),
     int | None: _or_none(_whole(1)),
     float: _number(0, 1000),
@@ -198,7 +199,16 @@ KINDS = {
 SPECIAL = (
     *("autoencoder", "size", "vae_channels", "text_width", "text_length", "t_power", "time_rate"),
     *("patch", "scale_shift", "late_rate", "batch_distill", "attention", "dropout", "warm_up"),
-    *("base", "source", "data_free", "lora", "checkpointing", "eight_bit", "save_every"),
+    *(
+        "open_captions",
+        "base",
+        "source",
+        "data_free",
+        "lora",
+        "checkpointing",
+        "eight_bit",
+        "save_every",
+    ),
 )
 
 # fmt: off

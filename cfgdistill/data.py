@@ -42,6 +42,7 @@ class Data:
     levels: int | None  # None: stored as given
     mirror: bool = False  # whether a mirrored example is still one of its class
     made_of: str = ""  # what computed examples were computed from: they are known by that
+    also: tuple[tuple[str, ...], ...] = ()  # further captions of each example, which fit others too
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,6 +112,7 @@ class Data:
         """
         about = [self.class_names, self.levels, self.mirror, self.made_of]
         about += [str(self.stored.dtype), list(self.stored.shape)]
+        about += [self.also] if self.also else []
         digest = hashlib.sha256(json.dumps(about).encode())
         for part in () if self.made_of else (self.labels, self.stored):
             digest.update(part.cpu().contiguous().numpy().tobytes())
@@ -192,9 +194,17 @@ def _of_cifar10(image) -> Tensor:
 
 
 def load_captioned(
-    source: str, split: str = "train", *, size: int = 64, images: int | None = None
+    source: str,
+    split: str = "train",
+    *,
+    size: int = 64,
+    images: int | None = None,
+    also: bool = False,
 ) -> Data:
     """Captioned images, scaled to size x size on white; `class_names` are the captions.
+
+    With `also`, each has further captions, from the column of that name: lists of texts, such as
+    "bird" and "red animal" for a parrot of emoji.
 
     emoji        1,716 + 182 Noto emoji with their English names, without skin tones; they come
                  with the package. "emoji-skin-tones": all 3,456 + 332
@@ -226,8 +236,21 @@ def load_captioned(
                 f"{named} has {found} in row {i}: write one text in every row of {text!r}; of a "
                 "list, pick one."
             )
+    more = _further_captions(table, named) if also else ()
     pixels = _pictures(table, image, named, lambda image: _square(image, size))
-    return Data(source, split, pixels, torch.arange(len(captions)), captions, levels=255)
+    labels = torch.arange(len(captions))
+    return Data(source, split, pixels, labels, captions, levels=255, also=more)
+
+
+def _further_captions(table, named: str) -> tuple[tuple[str, ...], ...]:
+    found = table[_column(table, ("also",), named)]
+    for i, captions in enumerate(found):
+        if not isinstance(captions, list) or not all(type(c) is str for c in captions):
+            raise ValueError(
+                f"{named} has no list of texts in row {i} of 'also': write one in every row, [] "
+                "where there is nothing to say."
+            )
+    return tuple(map(tuple, found))
 
 
 def _rows_of(split: str, n: int) -> list[int]:

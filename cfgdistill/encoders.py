@@ -6,10 +6,11 @@ training: latents of about unit variance, kept on disk; a vocabulary that is mad
 
 import copy
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -169,6 +170,8 @@ class Latents(Data):
     vae: VAEEncoder
     empty: Tensor  # the condition of the empty caption, [l] or [l, d]
     text: "TextEncoder | None" = None  # a new one, to be trained with the teacher
+    further: Tensor | None = None  # tokens of each example's further captions, [n, k, l]
+    share: float = 0.0  # how often a batch has one of those
 
     @property
     def images(self) -> Data:
@@ -180,23 +183,51 @@ class Latents(Data):
 
     @classmethod
     def of(
-        cls, images: Data, vae: VAEEncoder, text: "TextEncoder", folder: str | Path
+        cls,
+        images: Data,
+        vae: VAEEncoder,
+        text: "TextEncoder",
+        folder: str | Path,
+        share: float = 0.0,
     ) -> "Latents":
-        """Captioned images as latents, which are kept in `folder`, and tokens."""
-        tokens = text.tokens(images.class_names)
+        """Captioned images as latents, which are kept in `folder`, and tokens.
+
+        share: how often a training example comes with one of its further captions, if it has any
+        """
+        tokens, further, about = text.tokens(images.class_names), None, ""
+        pictures = replace(images, also=())  # latents do not depend on captions
+        if share and any(images.also):
+            # Filled up by repetition; an example without any keeps its own caption.
+            most = max(len(captions) for captions in images.also)
+            rows = zip(images.also, images.class_names, strict=True)
+            filled = [itertools.islice(itertools.cycle(own or (name,)), most) for own, name in rows]
+            further = text.tokens(list(itertools.chain(*filled))).unflatten(0, (-1, most))
+            about = f" {share} {further.tolist()}"
         return cls(
             name=images.name,
             split=images.split,
-            stored=cached_latents(vae, images, folder),
+            stored=cached_latents(vae, pictures, folder),
             labels=tokens,
             class_names=images.class_names,
             levels=None,
-            made_of=f"{latents_key(vae, images)} {tokens.tolist()}",
-            pictures=images,
+            made_of=f"{latents_key(vae, pictures)} {tokens.tolist()}{about}",
+            pictures=pictures,
             vae=vae,
             empty=text.null,
             text=text,
+            further=further,
+            share=share,
         )
+
+    def batch(self, indices: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Data.batch`; where u < share, the caption is one of the further ones, drawn by u."""
+        x, cond = super().batch(indices)
+        if self.further is None or u is None:
+            return x, cond
+        u = u.to(indices.device)
+        drawn = (u / self.share * self.further.shape[1]).long().clamp_max(self.further.shape[1] - 1)
+        other = self.further.to(indices.device)[indices, drawn]
+        return x, torch.where((u < self.share)[:, None], other, cond)
 
     def decode(self, x: Tensor) -> Tensor:
         """Latents [b, c, h, h] to images in [-1, 1], in parts: a decoder is large.

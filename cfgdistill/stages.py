@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -95,18 +95,20 @@ def load_recipe_data(recipe: Recipe, out: str | Path, split: str = "train") -> D
         return stable_diffusion.load_latents(recipe, home(recipe, out), split)
     if recipe.autoencoder == 0:
         return load_data(recipe.dataset, split, recipe.images)
-    train_split = load_captioned(recipe.dataset, size=recipe.size, images=recipe.images)
-    vae = train_autoencoder(recipe, train_split, out)
+    share = recipe.open_captions
+    how = {"size": recipe.size, "images": recipe.images, "also": share > 0}
+    train_split = load_captioned(recipe.dataset, **how)
+    vae = train_autoencoder(recipe, replace(train_split, also=()), out)
     text = build_text_encoder(
-        train_split.class_names,
+        itertools.chain(train_split.class_names, *train_split.also),
         width=recipe.text_width,
         length=recipe.text_length,
         seed=recipe.seed,
     )
     images = train_split
     if split != "train":
-        images = load_captioned(recipe.dataset, split, size=recipe.size, images=recipe.images)
-    return Latents.of(images, vae, text, home(recipe, out))
+        images = load_captioned(recipe.dataset, split, **how)
+    return Latents.of(images, vae, text, home(recipe, out), share)
 
 
 def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncoder:

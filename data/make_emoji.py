@@ -161,7 +161,7 @@ def colour_of(picture: Image.Image) -> str | None:
             grey | (value < 60),
             ((hue < 14) | (hue > 335)) & (saturation < 140) & (value > 180),
             (hue >= 8) & (hue < 48) & (value < 170),
-            *(hue < border for border in (18, 44, 70, 165, 255, 295, 340)),
+            *(hue < border for border in (18, 44, 62, 165, 255, 295, 340)),
         ],
         "white grey black pink brown red orange yellow green blue purple pink".split(),
         "red",

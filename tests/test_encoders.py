@@ -156,6 +156,42 @@ def test_images_are_decoded_in_parts_that_grow_smaller_as_they_grow_larger(monke
     assert parts == [64, 6, 64, 6, 4, 4, 1, 1, 1]
 
 
+class Words:
+    """Every caption is one token: its first letter."""
+
+    def tokens(self, captions):
+        return torch.tensor([[ord(caption[0])] for caption in captions])
+
+    null = torch.tensor([0])
+
+
+def test_training_shows_further_captions_as_often_as_asked_and_each_equally_often(tmp_path):
+    pictures = Data(
+        "some",
+        "train",
+        torch.zeros(3, 3, 16, 16, dtype=torch.uint8),
+        torch.arange(3),
+        ("A", "B", "C"),
+        255,
+        also=(("u", "v", "w", "x"), ("y", "z"), ()),
+    )
+    data = Latents.of(pictures, VAEEncoder(kl()), Words(), tmp_path, share=0.4)
+    u = (torch.arange(1000) + 0.5) / 1000
+    shown = {}
+    for row in range(3):
+        _, cond = data.batch(torch.full((1000,), row), u)
+        letters, counts = cond.flatten().unique(return_counts=True)
+        shown[row] = dict(zip(map(chr, letters.tolist()), counts.tolist(), strict=True))
+    assert shown[0] == {"A": 600, "u": 100, "v": 100, "w": 100, "x": 100}
+    assert shown[1] == {"B": 600, "y": 200, "z": 200} and shown[2] == {"C": 1000}
+    _, cond = data.batch(torch.arange(3))
+    assert cond.flatten().tolist() == [ord(c) for c in "ABC"]
+    plain = Latents.of(pictures, data.vae, Words(), tmp_path)
+    assert plain.hash != data.hash and plain.images.hash == data.images.hash
+    _, cond = plain.batch(torch.arange(3), torch.zeros(3))
+    assert cond.flatten().tolist() == [ord(c) for c in "ABC"]
+
+
 def test_scale_and_shift_are_where_the_autoencoder_is():
     encoder = VAEEncoder(kl().to("meta"), torch.ones(3), 2.0)  # in the place of a GPU
     assert encoder.shift.device.type == "meta"

@@ -49,6 +49,19 @@ def test_the_emoji_come_with_the_package_and_their_splits_share_no_family():
     assert captions["emoji", "train"] < captions["emoji-skin-tones", "train"]
 
 
+def test_emoji_have_captions_that_leave_open_which():
+    data, plain = (load_captioned("emoji", size=8, also=also) for also in (True, False))
+    also = dict(zip(data.class_names, data.also, strict=True))
+    assert also["frog"] == ("amphibian", "animal", "green amphibian", "green animal")
+    assert also["red heart"] == ("heart", "red heart")
+    assert also["grinning face"][:2] == ("smiling face", "face")
+    assert also["Japan"] == ("flag",)  # white, and white is the ground
+    flags = [name for name, captions in also.items() if "flag" in captions]
+    assert len(flags) == 243 and "United Kingdom" in flags
+    assert all(also.values()) and plain.also == ()
+    assert torch.equal(plain.stored, data.stored) and plain.hash != data.hash
+
+
 def test_a_red_heart_is_red_and_its_corners_are_white():
     data = load_captioned("emoji", size=64)
     x, label = data.batch(torch.tensor([data.class_names.index("red heart")]))
@@ -94,6 +107,16 @@ def write_captioned(path, captions, images=None, **columns):
     images = images or [png(Image.new("RGB", (4, 4), "blue"))] * len(captions)
     table = pyarrow.table({"image": images, "text": captions, **columns})
     pyarrow.parquet.write_table(table, path)
+
+
+def test_a_source_whose_further_captions_are_none_is_refused(tmp_path):
+    for also in ([["c"], None], [["c"], [None]], [[3], [4]], ["c", "d"]):
+        write_captioned(tmp_path / "x.parquet", ["a", "b"], also=also)
+        with pytest.raises(ValueError, match="no list of texts in row [01] of 'also': write one"):
+            load_captioned(str(tmp_path), size=4, also=True)
+    write_captioned(tmp_path / "x.parquet", ["a", "b"])
+    with pytest.raises(ValueError, match="none of the name 'also'"):
+        load_captioned(str(tmp_path), size=4, also=True)
 
 
 def png(image, kind="PNG", **how):
