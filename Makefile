@@ -54,10 +54,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@$(BIN)/python tests/course.py demo --dataset '$(DATASET)' --profile '$(PROFILE)' --out '$(OUT)'
+	@$(BIN)/python notebooks/tools/course.py demo --dataset '$(DATASET)' --profile '$(PROFILE)' --out '$(OUT)'
 
 demo-latent: $(STAMP)
-	@$(BIN)/python tests/course.py demo-latent --profile '$(PROFILE)' --out '$(OUT_LATENT)'
+	@$(BIN)/python notebooks/tools/course.py demo-latent --profile '$(PROFILE)' --out '$(OUT_LATENT)'
 
 SHAPES := --jaxtyping-packages=cfgdistill,beartype.beartype  # checked at every call
 
@@ -79,7 +79,7 @@ results: $(STAMP)
 	@$(BIN)/python data/make_results.py $(NAMES)
 
 notebooks: $(STAMP)
-	@$(BIN)/python tests/course.py build $(NAMES) --dataset '$(DATASET)' --profile '$(PROFILE)'
+	@$(BIN)/python notebooks/tools/course.py build $(NAMES) --dataset '$(DATASET)' --profile '$(PROFILE)'
 
 # Asks the package index alone, and installs nothing but uv.
 resolve: $(STAMP)
@@ -101,7 +101,7 @@ wheel: $(STAMP)
 	$$python -m pip install --quiet --no-deps --target ../site ../*.whl; \
 	size=$$(cat ../*.whl | wc -c); echo "The wheel has $$size bytes."; test $$size -lt 100000000; \
 	export CI=1 PYTHONPATH="$$away/site"; \
-	$$python -c "import cfgdistill, cfgdistill.checkpoints as c, cfgdistill.pretrained as p; \
+	$$python -c "import cfgdistill, cfgdistill.training.checkpoints as c, cfgdistill.course.pretrained as p; \
 	  assert cfgdistill.__file__.startswith('$$away') and p.names() and c.git_commit() is None"; \
 	$$python -m cfgdistill sample digits/stage-two/steps-4; \
 	$$python -m cfgdistill sample emoji/stage-two/steps-4 --prompt "red heart"; \

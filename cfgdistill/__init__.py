@@ -1,31 +1,46 @@
 """On Distillation of Guided Diffusion Models (Meng et al., CVPR 2023), implemented and taught.
 
-The names of __all__ come from the light modules, when they are first asked for: so the command line
-answers at once. `cfgdistill.unets`, `.data`, `.metrics`, `.stages` and `.plotting` bring in
-diffusers, datasets, torchmetrics and matplotlib.
+Every public name comes from here, and from its module when it is first asked for: so
+`import cfgdistill` brings in nothing heavy but torch, and the command line answers at once.
 """
 
 from importlib import import_module
 
 __version__ = "0.1.0"
 HOMES = {
-    "config": ("Recipe", "get_recipe"),
-    "delivered": ("delivered_by_samples", "delivered_w"),
-    "denoiser": ("Denoiser",),
-    "distillation": (
-        "diffusion_loss",
-        "guidance_matching_loss",
-        "progressive_loss",
-        "progressive_target",
+    "core.denoiser": ("Denoiser",),
+    "core.distillation": (
+        *("balance", "diffusion_loss", "guidance_matching_loss", "progressive_loss"),
+        *("progressive_target", "snr", "snr_plus_one", "truncated_snr"),
     ),
-    "guidance": ("GuidedDenoiser", "guide"),
-    "parameterization": ("Prediction", "convert"),
-    "sampling": (
-        *("ancestral", "ddim", "ddim_encode", "ddim_step"),
-        *("implied_v", "last", "stochastic", "translate"),
+    "core.editing": ("image_to_image", "inpaint", "strengths"),
+    "core.guidance": (
+        *("GuidedDenoiser", "drop_condition", "embed_w", "guide", "sample_w"),
+        *("scale_from_w", "w_from_scale"),
     ),
-    "schedules": ("CosineSchedule", "DiscreteSchedule", "Schedule"),
-    "training": ("distill_progressively", "train"),
+    "core.parameterization": ("Prediction", "convert"),
+    "core.samplers": (
+        *("ancestral", "ddim", "ddim_encode", "ddim_step", "implied_v", "last", "renoise"),
+        *("stochastic", "translate"),
+    ),
+    "core.schedules": ("CosineSchedule", "DiscreteSchedule", "Schedule", "expand", "per_example"),
+    "course.pretrained": ("use_pretrained",),
+    "course.recipes": ("Recipe", "get_recipe"),
+    "data.base": ("Data", "load_captioned", "load_data"),
+    "data.encoders": ("Autoencoder", "Latents", "TextEncoder", "VAEEncoder", "autoencoder_loss"),
+    "data.toy": ("GaussianMixture", "pinwheel"),
+    "judge.delivered": ("delivered_by_samples", "delivered_w"),
+    "judge.metrics": (
+        *("Judge", "PrecisionRecall", "clip_score", "evaluate", "generate", "published_fid"),
+        *("samples", "tabulate"),
+    ),
+    "teachers.mlp": ("MLP",),
+    "teachers.stable_diffusion": ("base_denoiser", "open_pipeline", "v_schedule"),
+    "teachers.unet": ("add_w_conditioning", "build_text_unet", "build_unet", "load"),
+    "training.loop": (
+        *("distill_progressively", "halvings", "stage_one_loss", "stage_two_loss"),
+        *("teacher_loss", "train"),
+    ),
 }
 __all__ = sorted(name for names in HOMES.values() for name in names)  # noqa: PLE0605
 

@@ -19,7 +19,9 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
-from cfgdistill.config import PROFILES, Recipe, as_recipe, flag, get_recipe, one_of
+from cfgdistill.core.names import one_of
+from cfgdistill.course.recipes import PROFILES, Recipe, as_recipe, get_recipe
+from cfgdistill.training.environment import flag
 
 ABOUT = """Distillation of classifier-free-guided diffusion models (Meng et al., CVPR 2023).
 
@@ -43,8 +45,8 @@ what is finished and resumes what is not, also after Ctrl-C or a crash. To stop 
 
 Exit code: 0 done, 1 told why not in one sentence, 2 wrong usage, 130 stopped by Ctrl-C."""
 
-RECIPE = """The numbers of a run are one row of the table in cfgdistill/config.py, for a data set
-and a profile: smoke (seconds), laptop (CPU, minutes), colab (a T4 session), paper (with
+RECIPE = """The numbers of a run are one row of the table in cfgdistill/course/recipes.py, for a
+data set and a profile: smoke (seconds), laptop (CPU, minutes), colab (a T4 session), paper (with
 the published rates and numbers of updates).
 --set changes single entries, such as --set halving=400 --set weighting=snr."""
 
@@ -243,7 +245,7 @@ def _train(given) -> dict:
     One network learns with the label and, for every tenth example, without it. Guidance then
     combines its two answers: (1 + w) conditional - w unconditional.
     """
-    import cfgdistill.stages as stages
+    import cfgdistill.course.stages as stages
 
     recipe, data = _recipe(given)
     stages.train_teacher(recipe, data, given.out)
@@ -257,7 +259,7 @@ def _distill(given) -> dict:
     Stage two: a student learns to do two of its teacher's steps in one, then becomes the
     teacher; down to one step. What is missing is trained first.
     """
-    import cfgdistill.stages as stages
+    import cfgdistill.course.stages as stages
 
     one_of("stage", given.stage, ("one", "two"))
     one_of("sampler", given.sampler, stages.FOLDERS)
@@ -280,9 +282,9 @@ def _sample(given) -> dict:
     """
     import torch
 
-    from cfgdistill.checkpoints import write_tensors
-    from cfgdistill.metrics import samples
-    from cfgdistill.plotting import save_images
+    from cfgdistill.judge.metrics import samples
+    from cfgdistill.judge.plotting import save_images
+    from cfgdistill.training.checkpoints import write_tensors
 
     file = Path(given.to)
     if file.suffix not in (".png", ".safetensors"):
@@ -342,9 +344,9 @@ def _evaluate(given) -> dict:
     """
     import torch
 
-    import cfgdistill.stages as stages
-    from cfgdistill.checkpoints import provenance, write_text
-    from cfgdistill.metrics import FID_SAMPLES, evaluate, published_fid, samples
+    import cfgdistill.course.stages as stages
+    from cfgdistill.judge.metrics import FID_SAMPLES, evaluate, published_fid, samples
+    from cfgdistill.training.checkpoints import provenance, write_text
 
     given.folder = _place(given.folder)
     net, card, data_of = _load(given.folder)
@@ -412,8 +414,8 @@ def _export(given) -> dict:
     Text-to-image students become a StableDiffusionPipeline, class-conditional ones a pipeline whose
     code lies in the folder. The model card says which steps and weights it was trained for.
     """
-    from cfgdistill.encoders import TextEncoder
-    from cfgdistill.export import export
+    from cfgdistill.data.encoders import TextEncoder
+    from cfgdistill.export.stock import export
 
     given.folder = _place(given.folder)
     model, card, data_of = _load(given.folder)
@@ -439,7 +441,7 @@ BATCH = 125  # images sampled at once
 
 def _recipe(given):
     """The recipe that was asked for, and its data."""
-    from cfgdistill.stages import load_recipe_data
+    from cfgdistill.course.stages import load_recipe_data
 
     changes = dict(_change(item) for item in given.set)
     recipe = get_recipe(given.dataset, given.profile, **changes)
@@ -476,8 +478,8 @@ def _out_of(recipe: Recipe, folder: str) -> Path:
 
 def _base_text(recipe: Recipe):
     """The text encoder of a Stable Diffusion pipeline; None for models with one of their own."""
-    from cfgdistill.encoders import TextEncoder
-    from cfgdistill.stable_diffusion import open_pipeline
+    from cfgdistill.data.encoders import TextEncoder
+    from cfgdistill.teachers.stable_diffusion import open_pipeline
 
     if recipe.base is None:
         return None
@@ -498,7 +500,7 @@ def _conditions(recipe: Recipe, data, captions: list[str]):
 
 def _place(folder: str) -> str:
     """`folder` itself, or, for the name of a model of the package, where its copy lies."""
-    from cfgdistill.pretrained import ROOT, names, shipped_card, use_pretrained
+    from cfgdistill.course.pretrained import ROOT, names, shipped_card, use_pretrained
 
     path, stored = Path(folder), ROOT.resolve()
     name = path.as_posix()
@@ -520,8 +522,8 @@ def _load(folder: str):
     The data come at the first call: for samples of a class-conditional model they need not be
     there. ValueError where other data of that name are found than the model's own.
     """
-    from cfgdistill.checkpoints import read_card
-    from cfgdistill.unets import load
+    from cfgdistill.teachers.unet import load
+    from cfgdistill.training.checkpoints import read_card
 
     if Path(folder, "model_index.json").exists():
         raise ValueError(
@@ -541,9 +543,9 @@ def _load(folder: str):
 
 def _data_of(card: dict, folder: str):
     """The data of a model. Nothing is trained for them: what decodes it is there, or is shipped."""
-    from cfgdistill.checkpoints import fingerprint, read_card
-    from cfgdistill.pretrained import use_pretrained
-    from cfgdistill.stages import home, load_recipe_data
+    from cfgdistill.course.pretrained import use_pretrained
+    from cfgdistill.course.stages import home, load_recipe_data
+    from cfgdistill.training.checkpoints import fingerprint, read_card
 
     recipe = _recipe_of(card, folder)
     out, about = _out_of(recipe, folder), card["about"]
@@ -575,7 +577,7 @@ def _data_of(card: dict, folder: str):
 
 def _guided(net, data_of):
     """A model with an input for w as it is, another one guided with its null."""
-    from cfgdistill.guidance import GuidedDenoiser
+    from cfgdistill.core.guidance import GuidedDenoiser
 
     if net.w_range is not None:
         return net
@@ -586,7 +588,7 @@ def _check(net, steps: int, w: float, sampler=None) -> None:
     """A request that cannot be met is refused before data are loaded."""
     import torch
 
-    from cfgdistill.denoiser import W_LIMIT, check_w
+    from cfgdistill.core.denoiser import W_LIMIT, check_w
 
     labels = None if net.num_classes is None else torch.zeros(1, dtype=torch.long)
     net.check(steps, labels, w, "ddim" if sampler is None else sampler.__name__)
@@ -601,7 +603,7 @@ def _weights(net, given: list[float] | None, usual: list[float]) -> list[float]:
 
 
 def _sampler(name: str | None, net):
-    import cfgdistill.sampling as sampling
+    import cfgdistill.core.samplers as sampling
 
     name = name or net.sampler or "ddim"
     return getattr(sampling, one_of("sampler", name, ("ddim", "stochastic", "ancestral")))
@@ -630,7 +632,7 @@ def _try(file: Path) -> None:
 
 
 def _trained(recipe: Recipe, folders: list[Path]) -> dict:
-    from cfgdistill.checkpoints import read_card
+    from cfgdistill.training.checkpoints import read_card
 
     cards = {str(folder): read_card(folder) for folder in folders}
     models = [

@@ -17,10 +17,16 @@ import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cfgdistill import stages
-from cfgdistill.checkpoints import read_card, read_tensors, sha256, write_tensors, write_text
-from cfgdistill.config import as_recipe
-from cfgdistill.pretrained import difference
+from cfgdistill.course import stages
+from cfgdistill.course.pretrained import difference
+from cfgdistill.course.recipes import as_recipe
+from cfgdistill.training.checkpoints import (
+    read_card,
+    read_tensors,
+    sha256,
+    write_tensors,
+    write_text,
+)
 
 ROOT = Path(__file__).resolve().parent / "pretrained"
 MOST_FILE, MOST = 16_000_000, 100_000_000  # bytes; of all, compressed: PyPI takes wheels up to that

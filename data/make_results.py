@@ -19,12 +19,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cfgdistill import GuidedDenoiser, ddim, pretrained, stages, stochastic
-from cfgdistill.checkpoints import provenance, write_text
-from cfgdistill.config import get_recipe
-from cfgdistill.metrics import Judge, generate, tabulate
-from cfgdistill.plotting import quality_against_nfe, sample_grid
-from cfgdistill.pretrained import names, use_pretrained
+from cfgdistill import (
+    GuidedDenoiser,
+    Judge,
+    ddim,
+    generate,
+    get_recipe,
+    stochastic,
+    tabulate,
+    use_pretrained,
+)
+from cfgdistill.course import pretrained, stages
+from cfgdistill.course.pretrained import names
+from cfgdistill.judge.plotting import quality_against_nfe, sample_grid
+from cfgdistill.training.checkpoints import provenance, write_text
 
 ROOT = Path(__file__).resolve().parent
 RESULTS, README = ROOT / "pretrained" / "results.json", ROOT.parent / "README.md"

@@ -54,17 +54,26 @@ import time
 
 import torch
 
-from cfgdistill import CosineSchedule, Denoiser
-from cfgdistill.checkpoints import provenance
-from cfgdistill.config import one_of
-from cfgdistill.data import load_data
-from cfgdistill.distillation import progressive_target
-from cfgdistill.guidance import GuidedDenoiser, guide
-from cfgdistill.plotting import COLORS, figure, show
-from cfgdistill.sampling import ddim, ddim_step, last
-from cfgdistill.schedules import per_example
-from cfgdistill.toy import MLP, pinwheel
-from cfgdistill.training import distill_progressively, stage_one_loss, train
+from cfgdistill import (
+    MLP,
+    CosineSchedule,
+    Denoiser,
+    GuidedDenoiser,
+    ddim,
+    ddim_step,
+    distill_progressively,
+    guide,
+    last,
+    load_data,
+    per_example,
+    pinwheel,
+    progressive_target,
+    stage_one_loss,
+    train,
+)
+from cfgdistill.core.names import one_of
+from cfgdistill.judge.plotting import COLORS, figure, show
+from cfgdistill.training.checkpoints import provenance
 
 # %% tags=["parameters"]
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")

@@ -55,14 +55,24 @@ import os
 
 import torch
 
-from cfgdistill import CosineSchedule, DiscreteSchedule, Prediction, convert
-from cfgdistill.checkpoints import provenance
-from cfgdistill.data import load_data
-from cfgdistill.distillation import snr, snr_plus_one, truncated_snr
-from cfgdistill.guidance import guide, scale_from_w
-from cfgdistill.plotting import COLORS, draw_images, figure, show
-from cfgdistill.sampling import ddim_step, implied_v
-from cfgdistill.schedules import expand, per_example
+from cfgdistill import (
+    CosineSchedule,
+    DiscreteSchedule,
+    Prediction,
+    convert,
+    ddim_step,
+    expand,
+    guide,
+    implied_v,
+    load_data,
+    per_example,
+    scale_from_w,
+    snr,
+    snr_plus_one,
+    truncated_snr,
+)
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, show
+from cfgdistill.training.checkpoints import provenance
 
 # %% tags=["parameters"]
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")

@@ -63,19 +63,20 @@ from cfgdistill import (
     ddim,
     ddim_step,
     diffusion_loss,
+    drop_condition,
+    expand,
+    generate,
     get_recipe,
     guide,
     last,
+    load_data,
+    per_example,
+    use_pretrained,
 )
-from cfgdistill.checkpoints import provenance, read_card
-from cfgdistill.config import flag
-from cfgdistill.data import load_data
-from cfgdistill.guidance import drop_condition
-from cfgdistill.metrics import generate
-from cfgdistill.plotting import COLORS, draw_images, figure, log_y, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.schedules import expand, per_example
-from cfgdistill.stages import evaluate_rows, home, make_judge, train_teacher
+from cfgdistill.course.stages import evaluate_rows, home, make_judge, train_teacher
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, show
+from cfgdistill.training.checkpoints import provenance, read_card
+from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")

@@ -56,26 +56,28 @@ import torch
 from cfgdistill import (
     CosineSchedule,
     GuidedDenoiser,
+    add_w_conditioning,
+    balance,
     delivered_w,
+    embed_w,
+    expand,
+    generate,
     get_recipe,
     guidance_matching_loss,
     guide,
+    load_data,
+    pinwheel,
     progressive_target,
+    sample_w,
+    stage_one_loss,
     train,
+    use_pretrained,
 )
-from cfgdistill.checkpoints import provenance, read_card
-from cfgdistill.config import flag
-from cfgdistill.data import load_data
-from cfgdistill.distillation import balance
-from cfgdistill.guidance import embed_w, sample_w
-from cfgdistill.metrics import generate
-from cfgdistill.plotting import COLORS, draw_images, figure, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.schedules import expand
-from cfgdistill.stages import evaluate_rows, home, make_judge, train_stage_one, train_teacher
-from cfgdistill.toy import pinwheel
-from cfgdistill.training import stage_one_loss
-from cfgdistill.unets import W_FEATURES, add_w_conditioning
+from cfgdistill.course.stages import evaluate_rows, home, make_judge, train_stage_one, train_teacher
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, show
+from cfgdistill.teachers.unet import W_FEATURES
+from cfgdistill.training.checkpoints import provenance, read_card
+from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")

@@ -57,22 +57,21 @@ import torch
 from cfgdistill import (
     CosineSchedule,
     GuidedDenoiser,
+    balance,
     ddim_step,
     delivered_by_samples,
+    expand,
+    generate,
     get_recipe,
+    halvings,
+    load_data,
+    pinwheel,
     progressive_loss,
     progressive_target,
+    sample_w,
+    use_pretrained,
 )
-from cfgdistill.checkpoints import provenance, read_card, write_text
-from cfgdistill.config import flag
-from cfgdistill.data import load_data
-from cfgdistill.distillation import balance
-from cfgdistill.guidance import sample_w
-from cfgdistill.metrics import generate
-from cfgdistill.plotting import COLORS, draw_images, figure, quality_against_nfe, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.schedules import expand
-from cfgdistill.stages import (
+from cfgdistill.course.stages import (
     evaluate_rows,
     home,
     make_judge,
@@ -81,8 +80,9 @@ from cfgdistill.stages import (
     train_teacher,
     training_minutes,
 )
-from cfgdistill.toy import pinwheel
-from cfgdistill.training import halvings
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, quality_against_nfe, show
+from cfgdistill.training.checkpoints import provenance, read_card, write_text
+from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
@@ -470,7 +470,7 @@ except ValueError as error:
 #    (`distill_progressively(stage_one, data, start=4, ...)`.)
 # 3. Train with the wrong target of section 2. At which number of steps do the samples go bad?
 # 4. Repair `halve` so that it clips gradients and lets the learning rate fall to zero.
-#    Then compare with `cfgdistill/training.py`.
+#    Then compare with `cfgdistill/training/loop.py`.
 # 5. Plot the class accuracy against $w \in [0, 4]$ for the one-step student. And at $w = 5$?
 #
 # **Next:** [05 · The stochastic sampler](05_stochastic_sampler.ipynb) starts once more from the student of stage one, and distils it

@@ -51,30 +51,26 @@ import torch
 
 from cfgdistill import (
     CosineSchedule,
+    Denoiser,
+    GaussianMixture,
     GuidedDenoiser,
     ancestral,
     ddim,
     ddim_step,
+    generate,
     get_recipe,
     last,
+    load_data,
+    pinwheel,
     progressive_target,
+    renoise,
     stochastic,
+    use_pretrained,
 )
-from cfgdistill.checkpoints import provenance
-from cfgdistill.config import flag
-from cfgdistill.data import load_data
-from cfgdistill.denoiser import Denoiser
-from cfgdistill.metrics import generate
-from cfgdistill.plotting import COLORS, figure, sample_grid, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.sampling import renoise
-from cfgdistill.stages import (
-    evaluate_rows,
-    make_judge,
-    train_stage_two,
-    train_teacher,
-)
-from cfgdistill.toy import GaussianMixture, pinwheel
+from cfgdistill.course.stages import evaluate_rows, make_judge, train_stage_two, train_teacher
+from cfgdistill.judge.plotting import COLORS, figure, sample_grid, show
+from cfgdistill.training.checkpoints import provenance
+from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")

@@ -55,20 +55,20 @@ from cfgdistill import (
     ddim,
     ddim_encode,
     ddim_step,
+    expand,
     get_recipe,
     last,
+    load_data,
+    pinwheel,
     progressive_target,
     translate,
+    truncated_snr,
+    use_pretrained,
 )
-from cfgdistill.checkpoints import provenance
-from cfgdistill.config import flag
-from cfgdistill.data import load_data
-from cfgdistill.distillation import truncated_snr
-from cfgdistill.plotting import COLORS, draw_images, figure, sample_grid, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.schedules import expand
-from cfgdistill.stages import make_judge, train_stage_two, train_teacher
-from cfgdistill.toy import pinwheel
+from cfgdistill.course.stages import make_judge, train_stage_two, train_teacher
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, sample_grid, show
+from cfgdistill.training.checkpoints import provenance
+from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")

@@ -50,14 +50,19 @@ import os
 
 import torch
 
-from cfgdistill import GuidedDenoiser, ancestral, ddim, get_recipe, stochastic
-from cfgdistill.checkpoints import provenance
-from cfgdistill.config import flag
-from cfgdistill.data import load_data
-from cfgdistill.metrics import PrecisionRecall, generate, published_fid
-from cfgdistill.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.stages import (
+from cfgdistill import (
+    GuidedDenoiser,
+    PrecisionRecall,
+    ancestral,
+    ddim,
+    generate,
+    get_recipe,
+    load_data,
+    published_fid,
+    stochastic,
+    use_pretrained,
+)
+from cfgdistill.course.stages import (
     evaluate_rows,
     make_judge,
     train_stage_one,
@@ -65,6 +70,9 @@ from cfgdistill.stages import (
     train_teacher,
     train_two_students,
 )
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
+from cfgdistill.training.checkpoints import provenance
+from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")

@@ -48,16 +48,26 @@ import os
 
 import torch
 
-from cfgdistill import CosineSchedule, GuidedDenoiser, get_recipe
-from cfgdistill.checkpoints import provenance, read_card
-from cfgdistill.config import flag
-from cfgdistill.data import load_captioned
-from cfgdistill.encoders import psnr
-from cfgdistill.metrics import generate
-from cfgdistill.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.schedules import expand
-from cfgdistill.stages import evaluate_rows, home, load_recipe_data, make_judge, train_teacher
+from cfgdistill import (
+    CosineSchedule,
+    GuidedDenoiser,
+    expand,
+    generate,
+    get_recipe,
+    load_captioned,
+    use_pretrained,
+)
+from cfgdistill.course.stages import (
+    evaluate_rows,
+    home,
+    load_recipe_data,
+    make_judge,
+    train_teacher,
+)
+from cfgdistill.data.encoders import psnr
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
+from cfgdistill.training.checkpoints import provenance, read_card
+from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
 captions = os.environ.get("CFGDISTILL_CAPTIONS", "emoji")

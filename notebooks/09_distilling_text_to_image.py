@@ -56,16 +56,17 @@ import diffusers
 import torch
 import transformers
 
-from cfgdistill import GuidedDenoiser, ddim, get_recipe, last
-from cfgdistill.checkpoints import provenance, write_text
-from cfgdistill.config import flag
-from cfgdistill.encoders import TextEncoder
-from cfgdistill.export import export
-from cfgdistill.guidance import scale_from_w
-from cfgdistill.metrics import generate
-from cfgdistill.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.stages import (
+from cfgdistill import (
+    GuidedDenoiser,
+    TextEncoder,
+    ddim,
+    generate,
+    get_recipe,
+    last,
+    scale_from_w,
+    use_pretrained,
+)
+from cfgdistill.course.stages import (
     evaluate_rows,
     load_recipe_data,
     make_judge,
@@ -75,6 +76,10 @@ from cfgdistill.stages import (
     train_teacher,
     training_minutes,
 )
+from cfgdistill.export.stock import export
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
+from cfgdistill.training.checkpoints import provenance, write_text
+from cfgdistill.training.environment import flag
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()

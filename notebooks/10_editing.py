@@ -47,14 +47,22 @@ from pathlib import Path
 
 import torch
 
-from cfgdistill import GuidedDenoiser, ddim_step, get_recipe, last, translate
-from cfgdistill.checkpoints import provenance
-from cfgdistill.config import flag
-from cfgdistill.data import load_captioned
-from cfgdistill.editing import image_to_image, inpaint, strengths
-from cfgdistill.plotting import draw_images, figure, show
-from cfgdistill.pretrained import use_pretrained
-from cfgdistill.stages import load_recipe_data, make_judge, train_stage_two, train_teacher
+from cfgdistill import (
+    GuidedDenoiser,
+    ddim_step,
+    get_recipe,
+    image_to_image,
+    inpaint,
+    last,
+    load_captioned,
+    strengths,
+    translate,
+    use_pretrained,
+)
+from cfgdistill.course.stages import load_recipe_data, make_judge, train_stage_two, train_teacher
+from cfgdistill.judge.plotting import draw_images, figure, show
+from cfgdistill.training.checkpoints import provenance
+from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
 captions = os.environ.get("CFGDISTILL_CAPTIONS", "emoji")

@@ -60,21 +60,32 @@ for library in (diffusers, transformers):
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 
-from cfgdistill import DiscreteSchedule, GuidedDenoiser, ddim, get_recipe, last
-from cfgdistill.checkpoints import provenance, read_card
-from cfgdistill.encoders import TextEncoder, VAEEncoder
-from cfgdistill.export import export
-from cfgdistill.metrics import clip_score
-from cfgdistill.plotting import COLORS, draw_images, figure, show
-from cfgdistill.stable_diffusion import base_denoiser, open_pipeline, tiny_pipeline, v_schedule
-from cfgdistill.stages import (
+from cfgdistill import (
+    DiscreteSchedule,
+    GuidedDenoiser,
+    TextEncoder,
+    VAEEncoder,
+    base_denoiser,
+    clip_score,
+    ddim,
+    get_recipe,
+    last,
+    load,
+    open_pipeline,
+    v_schedule,
+)
+from cfgdistill.course.stages import (
     load_recipe_data,
     train_stage_one,
     train_stage_two,
     train_teacher,
     training_minutes,
 )
-from cfgdistill.unets import LORA_LAYERS, load
+from cfgdistill.export.stock import export
+from cfgdistill.judge.plotting import COLORS, draw_images, figure, show
+from cfgdistill.teachers.stable_diffusion import tiny_pipeline
+from cfgdistill.teachers.unet import LORA_LAYERS
+from cfgdistill.training.checkpoints import provenance, read_card
 
 # %% tags=["parameters"]
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")

@@ -20,12 +20,12 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from cfgdistill import CosineSchedule, GuidedDenoiser, ddim, get_recipe, guide, last, train
-from cfgdistill.checkpoints import provenance, write_text
-from cfgdistill.config import flag
-from cfgdistill.data import load_data
-from cfgdistill.guidance import embed_w
-from cfgdistill.training import Draw, mixed_precision, stage_two_loss
-from cfgdistill.unets import TIMESTEPS, W_FEATURES, add_w_conditioning, build_unet
+from cfgdistill.core.guidance import embed_w
+from cfgdistill.data.base import load_data
+from cfgdistill.teachers.unet import TIMESTEPS, W_FEATURES, add_w_conditioning, build_unet
+from cfgdistill.training.checkpoints import provenance, write_text
+from cfgdistill.training.environment import flag, mixed_precision
+from cfgdistill.training.loop import Draw, stage_two_loss
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STEPS = 8  # of the samplers, and of the student whose update is measured

@@ -84,8 +84,8 @@ def elsewhere():
     import torch.optim.optimizer as optimizer
     from accelerate.state import AcceleratorState
 
-    import cfgdistill.guidance as guidance
-    import cfgdistill.randomness as randomness
+    import cfgdistill.core.guidance as guidance
+    import cfgdistill.training.randomness as randomness
 
     fused, random_at = optimizer._get_fused_kernels_supported_devices(), randomness.random_at
     own = {

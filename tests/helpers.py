@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cfgdistill.config import get_recipe
-from cfgdistill.denoiser import Denoiser
-from cfgdistill.encoders import TextEncoder, VAEEncoder, build_text_encoder
-from cfgdistill.schedules import CosineSchedule, DiscreteSchedule
-from cfgdistill.toy import MLP
-from cfgdistill.unets import add_w_conditioning, build_text_unet
+from cfgdistill.core.denoiser import Denoiser
+from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule
+from cfgdistill.course.recipes import get_recipe
+from cfgdistill.data.encoders import TextEncoder, VAEEncoder, build_text_encoder
+from cfgdistill.teachers.mlp import MLP
+from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet
 
 
 def script(name: str):

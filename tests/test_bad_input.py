@@ -20,12 +20,12 @@ from cfgdistill import (
     last,
     train,
 )
-from cfgdistill.checkpoints import load_weights, read_tensors, refuse_other, save_weights
-from cfgdistill.data import load_data
-from cfgdistill.metrics import Classifier
-from cfgdistill.toy import pinwheel
-from cfgdistill.training import halvings, teacher_loss
-from cfgdistill.unets import add_w_conditioning, build_unet, load
+from cfgdistill.data.base import load_data
+from cfgdistill.data.toy import pinwheel
+from cfgdistill.judge.metrics import Classifier
+from cfgdistill.teachers.unet import add_w_conditioning, build_unet, load
+from cfgdistill.training.checkpoints import load_weights, read_tensors, refuse_other, save_weights
+from cfgdistill.training.loop import halvings, teacher_loss
 
 
 def refused(match, kind=ValueError):

@@ -17,8 +17,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import cfgdistill
-from cfgdistill import Denoiser, GuidedDenoiser, checkpoints
-from cfgdistill.checkpoints import (
+from cfgdistill import Denoiser, GuidedDenoiser
+from cfgdistill.core.schedules import DiscreteSchedule
+from cfgdistill.data.encoders import cached
+from cfgdistill.training import checkpoints
+from cfgdistill.training.checkpoints import (
     fingerprint,
     git_commit,
     load_weights,
@@ -30,8 +33,6 @@ from cfgdistill.checkpoints import (
     write_tensors,
     write_text,
 )
-from cfgdistill.encoders import cached
-from cfgdistill.schedules import DiscreteSchedule
 
 
 def bits(model):

@@ -22,9 +22,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from cfgdistill import Recipe, cli, data, get_recipe
-from cfgdistill.checkpoints import read_card, read_tensors, write_text
-from cfgdistill.unets import load
+from cfgdistill import Recipe, cli, get_recipe
+from cfgdistill.data import base as data
+from cfgdistill.teachers.unet import load
+from cfgdistill.training.checkpoints import read_card, read_tensors, write_text
 
 TINY = dict(
     channels=(8, 16),
@@ -93,7 +94,7 @@ MODELS = {
 # `python -m cfgdistill` in forks of a process that has done most of the imports.
 FORK = """
 import json, os, runpy, sys
-import cfgdistill.stages, sklearn.datasets
+import cfgdistill.course.stages, sklearn.datasets
 for words in json.loads(sys.argv[1]):
     if not (child := os.fork()):
         os.dup2(os.open(f"{words[0]}.out", os.O_WRONLY | os.O_CREAT), 1)
@@ -351,7 +352,7 @@ def broken(here):
     write_text(here / "no-recipe" / "card.json", json.dumps(card))
     from helpers import tiny_mlp
 
-    from cfgdistill.checkpoints import save_weights
+    from cfgdistill.training.checkpoints import save_weights
 
     save_weights(tiny_mlp(), here / "points", {})
 
@@ -400,7 +401,7 @@ def test_the_published_fid_without_torch_fidelity_is_refused_before_any_sampling
     labels = torch.arange(50_000) % 10
     fake = data.Data("cifar10", "train", grey, labels, tuple("0123456789"), 255)
     object.__setattr__(fake, "hash", "grey")
-    monkeypatch.setattr("cfgdistill.stages.load_data", lambda *arguments: fake)
+    monkeypatch.setattr("cfgdistill.course.stages.load_data", lambda *arguments: fake)
     tiny = "--set channels=(8,8) --set batch=2 --set teacher=1 --set images=None"
     assert run("train --dataset cifar10 --profile smoke --out", tmp_path, tiny)[0] == 0
     monkeypatch.setattr(torch.nn.Conv2d, "forward", None)
@@ -427,7 +428,7 @@ def test_data_of_the_same_name_that_are_not_the_models_own_are_refused(
     run, monkeypatch, verb, model
 ):
     other = data.load_data("digits", "test", 40)
-    monkeypatch.setattr("cfgdistill.stages.load_data", lambda *arguments: other)
+    monkeypatch.setattr("cfgdistill.course.stages.load_data", lambda *arguments: other)
     code, _, said = run(verb, MODELS[model])
     assert code == 1 and "was trained on other data than the digits that are found now" in said
 
@@ -450,10 +451,10 @@ def captioned(tmp_path_factory):
 def test_what_draws_from_text_is_decoded_by_its_own_autoencoder_or_not_at_all(
     captioned, run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("cfgdistill.pretrained.use_pretrained", lambda *arguments: None)
+    monkeypatch.setattr("cfgdistill.course.pretrained.use_pretrained", lambda *arguments: None)
     drawn = ("--prompt cat --steps 1 --n 1 --to", tmp_path / "cat.png")
     assert run("sample", captioned / "stage-one", *drawn)[0] == 0
-    monkeypatch.setattr("cfgdistill.training.Draw", None)  # nothing is trained from here on
+    monkeypatch.setattr("cfgdistill.training.loop.Draw", None)  # nothing is trained from here on
     away = tmp_path / "away"
     shutil.copytree(captioned / "stage-one", away)
     code, _, said = run("sample", away, *drawn)
@@ -469,7 +470,7 @@ def test_what_draws_from_text_is_decoded_by_its_own_autoencoder_or_not_at_all(
 
 def test_samples_that_are_no_numbers_are_refused_naming_w(run, monkeypatch):
     nothing = torch.full((4, 1, 8, 8), math.nan)
-    monkeypatch.setattr("cfgdistill.metrics.samples", lambda *given, **how: iter([nothing]))
+    monkeypatch.setattr("cfgdistill.judge.metrics.samples", lambda *given, **how: iter([nothing]))
     code, _, said = run("sample", TEACHER, "--w 900 --n 4")
     assert code == 1 and "With w = 900 the samples are no numbers" in said
 
@@ -481,7 +482,7 @@ def test_where_memory_ends_the_sentence_names_what_was_asked(run, monkeypatch, e
     def full(*arguments):
         raise error
 
-    monkeypatch.setattr("cfgdistill.stages.train_teacher", full)
+    monkeypatch.setattr("cfgdistill.course.stages.train_teacher", full)
     code, _, said = run("train", *SETTINGS, "--set batch=1000000")
     assert code == 1 and "not enough memory for --set" in said and "batch=1000000" in said
     assert said.count("\n") == 1
@@ -495,11 +496,11 @@ def test_a_disk_that_fills_up_costs_neither_the_old_picture_nor_the_new_table(
 
     old = tmp_path / "x.png"
     old.write_text("old")
-    monkeypatch.setattr("cfgdistill.plotting.save_images", full)
+    monkeypatch.setattr("cfgdistill.judge.plotting.save_images", full)
     code, _, said = run("sample", STUDENT, "--n 4 --to", old)
     assert code == 1 and f"{old} could not be written (No space left on device)" in said
     assert old.read_text() == "old" and list(tmp_path.iterdir()) == [old]
-    monkeypatch.setattr("cfgdistill.checkpoints.write_text", full)
+    monkeypatch.setattr("cfgdistill.training.checkpoints.write_text", full)
     code, table, said = run("evaluate", STUDENT, "--n 4 --w 0 --to", tmp_path / "rows.json")
     assert code == 1 and len(table["rows"]) == 1 and "No space left on device" in said
 
@@ -631,20 +632,22 @@ class Any:
 def light(monkeypatch, broken):
     """Whatever takes time does nothing: what is left is all that reads, checks and refuses."""
     judge = SimpleNamespace(name="judge", reference="none")
-    monkeypatch.setattr("cfgdistill.stages.train", lambda *given, **how: iter(()))
-    monkeypatch.setattr("cfgdistill.training.train", lambda *given, **how: iter(()))
-    monkeypatch.setattr("cfgdistill.stages.make_judge", lambda *given: judge)
-    monkeypatch.setattr("cfgdistill.metrics.evaluate", lambda *given, **how: {})
-    monkeypatch.setattr("cfgdistill.export.export", lambda *given, **how: "exported")
-    monkeypatch.setattr("cfgdistill.pretrained.use_pretrained", lambda recipe, out: recipe)
-    monkeypatch.setattr("cfgdistill.stages.load_captioned", lambda *given, **how: load_nothing())
+    monkeypatch.setattr("cfgdistill.course.stages.train", lambda *given, **how: iter(()))
+    monkeypatch.setattr("cfgdistill.training.loop.train", lambda *given, **how: iter(()))
+    monkeypatch.setattr("cfgdistill.course.stages.make_judge", lambda *given: judge)
+    monkeypatch.setattr("cfgdistill.judge.metrics.evaluate", lambda *given, **how: {})
+    monkeypatch.setattr("cfgdistill.export.stock.export", lambda *given, **how: "exported")
+    monkeypatch.setattr("cfgdistill.course.pretrained.use_pretrained", lambda recipe, out: recipe)
+    monkeypatch.setattr(
+        "cfgdistill.course.stages.load_captioned", lambda *given, **how: load_nothing()
+    )
     monkeypatch.setattr("datasets.load_dataset", lambda *given, **how: load_nothing())
     monkeypatch.delenv("CFGDISTILL_DATA", raising=False)
 
     def samples(model, shape, labels, **how):
         return iter([torch.zeros(1, *shape)])
 
-    monkeypatch.setattr("cfgdistill.metrics.samples", samples)
+    monkeypatch.setattr("cfgdistill.judge.metrics.samples", samples)
 
 
 def load_nothing():

@@ -12,9 +12,11 @@ import pytest
 
 import cfgdistill
 from cfgdistill import Recipe, get_recipe
-from cfgdistill.config import PROFILES, RECIPES, SPECIAL, WORDS, as_recipe, flag, one_of
-from cfgdistill.distillation import WEIGHTINGS
-from cfgdistill.parameterization import PREDICTION_TYPES
+from cfgdistill.core.distillation import WEIGHTINGS
+from cfgdistill.core.names import one_of
+from cfgdistill.core.parameterization import PREDICTION_TYPES
+from cfgdistill.course.recipes import PROFILES, RECIPES, SPECIAL, WORDS, as_recipe
+from cfgdistill.training.environment import flag
 
 
 def test_there_is_one_recipe_for_each_data_set_and_profile():
@@ -188,7 +190,7 @@ def test_a_flag_that_says_neither_yes_nor_no_is_refused_by_name(monkeypatch, wor
 
 def test_every_flag_of_the_environment_is_read_by_the_one_parser():
     read = set()
-    for file in Path(cfgdistill.__file__).parent.glob("*.py"):
+    for file in Path(cfgdistill.__file__).parent.rglob("*.py"):
         read |= set(re.findall(r"environ(?:\.get\(|\[)\s*(\w+|\".+?\")", file.read_text()))
     # Numbers, folders, the parser's own, and what a launcher set (f"ACCELERATE_...").
     assert read <= {'"RANK"', '"WORLD_SIZE"', '"CFGDISTILL_DATA"', '"TQDM_DISABLE"', "name", "f"}

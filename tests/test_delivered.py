@@ -4,19 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from cfgdistill import (
-    CosineSchedule,
-    GuidedDenoiser,
-    ddim,
-    delivered_by_samples,
-    delivered_w,
-    last,
-)
-from cfgdistill.data import load_data
-from cfgdistill.parameterization import Prediction
-from cfgdistill.pretrained import copy_pretrained
-from cfgdistill.toy import pinwheel
-from cfgdistill.unets import load
+from cfgdistill import CosineSchedule, GuidedDenoiser, ddim, delivered_by_samples, delivered_w, last
+from cfgdistill.core.parameterization import Prediction
+from cfgdistill.course.pretrained import copy_pretrained
+from cfgdistill.data.base import load_data
+from cfgdistill.data.toy import pinwheel
+from cfgdistill.teachers.unet import load
 
 DATA = load_data("toy")
 EXACT = pinwheel().denoiser(CosineSchedule())

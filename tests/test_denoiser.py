@@ -18,8 +18,8 @@ from cfgdistill import (
     progressive_target,
     stochastic,
 )
-from cfgdistill.guidance import embed_w
-from cfgdistill.schedules import per_example
+from cfgdistill.core.guidance import embed_w
+from cfgdistill.core.schedules import per_example
 
 
 def noise(n=4, d=3, dtype=torch.float32):

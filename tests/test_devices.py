@@ -18,18 +18,18 @@ from cfgdistill import (
     last,
     progressive_loss,
     progressive_target,
-    stages,
     stochastic,
     translate,
 )
-from cfgdistill.checkpoints import save_weights
-from cfgdistill.data import load_data
-from cfgdistill.denoiser import default_device
-from cfgdistill.editing import image_to_image, inpaint
-from cfgdistill.metrics import evaluate, generate
-from cfgdistill.plotting import save_images
-from cfgdistill.toy import pinwheel
-from cfgdistill.unets import load
+from cfgdistill.core.editing import image_to_image, inpaint
+from cfgdistill.course import stages
+from cfgdistill.data.base import load_data
+from cfgdistill.data.toy import pinwheel
+from cfgdistill.judge.metrics import evaluate, generate
+from cfgdistill.judge.plotting import save_images
+from cfgdistill.teachers.unet import load
+from cfgdistill.training.checkpoints import save_weights
+from cfgdistill.training.environment import default_device
 
 META = torch.device("meta")  # holds no numbers, but is a device that is not the CPU
 
@@ -42,7 +42,7 @@ def test_the_default_device_is_that_of_accelerate():
 
 def test_a_loaded_network_is_where_a_trained_one_would_be(tmp_path, monkeypatch):
     save_weights(tiny_mlp(), tmp_path, {})
-    monkeypatch.setattr("cfgdistill.unets.default_device", lambda: META)
+    monkeypatch.setattr("cfgdistill.teachers.unet.default_device", lambda: META)
     assert load(tmp_path).device == META
 
 

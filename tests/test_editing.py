@@ -5,8 +5,8 @@ import torch
 from helpers import Wave, tiny_text_student
 
 from cfgdistill import CosineSchedule, Denoiser, ddim, last
-from cfgdistill.editing import image_to_image, inpaint, strengths
-from cfgdistill.export import stock_scheduler
+from cfgdistill.core.editing import image_to_image, inpaint, strengths
+from cfgdistill.export.stock import stock_scheduler
 
 
 def some(*shape, seed=0):

@@ -10,9 +10,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from cfgdistill import Denoiser, GuidedDenoiser, get_recipe
-from cfgdistill.checkpoints import save_weights
-from cfgdistill.data import Data
-from cfgdistill.encoders import (
+from cfgdistill.data.base import Data
+from cfgdistill.data.encoders import (
     Autoencoder,
     Latents,
     VAEEncoder,
@@ -22,8 +21,9 @@ from cfgdistill.encoders import (
     cached_latents,
     psnr,
 )
-from cfgdistill.training import Draw, train
-from cfgdistill.unets import add_w_conditioning, build_text_unet, load
+from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, load
+from cfgdistill.training.checkpoints import save_weights
+from cfgdistill.training.loop import Draw, train
 
 CAPTIONS = ["red apple", "green apple", "cat face", "blue heart", "grinning cat with smiling eyes"]
 

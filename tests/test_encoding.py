@@ -20,9 +20,9 @@ from cfgdistill import (
     stochastic,
     translate,
 )
-from cfgdistill.data import load_data
-from cfgdistill.toy import GaussianMixture
-from cfgdistill.training import Draw, stage_two_loss
+from cfgdistill.data.base import load_data
+from cfgdistill.data.toy import GaussianMixture
+from cfgdistill.training.loop import Draw, stage_two_loss
 
 SCHEDULE = CosineSchedule()
 STD = 0.4

@@ -13,10 +13,10 @@ from helpers import CAPTIONS, TINY, Wave, tiny_mlp, tiny_text_student, with_w
 from safetensors import SafetensorError
 
 from cfgdistill import Denoiser, ddim, last
-from cfgdistill.encoders import build_text_encoder
-from cfgdistill.export import _class_pipeline, export, stock_scheduler
-from cfgdistill.schedules import CosineSchedule
-from cfgdistill.unets import build_text_unet, build_unet
+from cfgdistill.core.schedules import CosineSchedule
+from cfgdistill.data.encoders import build_text_encoder
+from cfgdistill.export.stock import _class_pipeline, export, stock_scheduler
+from cfgdistill.teachers.unet import build_text_unet, build_unet
 
 STEPS = (1, 2, 4, 8)
 

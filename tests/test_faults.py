@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 
-from cfgdistill.checkpoints import read_card, read_tensors
+from cfgdistill.training.checkpoints import read_card, read_tensors
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -37,7 +37,7 @@ CHECKPOINT = HOME / "teacher" / "training.safetensors"
 
 # A process that has done the imports, which are most of a command, and forks for each one.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["cfgdistill.cli", "cfgdistill.stages", "sklearn.datasets"])
+FORKS.set_forkserver_preload(["cfgdistill.cli", "cfgdistill.course.stages", "sklearn.datasets"])
 
 
 def command(where, before):

@@ -10,7 +10,7 @@ import torch
 from helpers import Wave
 
 from cfgdistill import CosineSchedule, Denoiser, DiscreteSchedule, GuidedDenoiser, guide
-from cfgdistill.guidance import drop_condition, embed_w, sample_w, scale_from_w, w_from_scale
+from cfgdistill.core.guidance import drop_condition, embed_w, sample_w, scale_from_w, w_from_scale
 
 
 def test_guide_of_2_and_1_at_w_3_is_5():

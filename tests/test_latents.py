@@ -15,11 +15,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from cfgdistill import GuidedDenoiser, cli, ddim, get_recipe, last
-from cfgdistill.checkpoints import read_card, read_tensors
-from cfgdistill.data import SPLITS, Data, load_captioned
-from cfgdistill.encoders import Latents, VAEEncoder
-from cfgdistill.metrics import Matcher, classification_loss, generate
-from cfgdistill.stages import (
+from cfgdistill.course.stages import (
     evaluate_rows,
     home,
     load_recipe_data,
@@ -29,8 +25,12 @@ from cfgdistill.stages import (
     train_stage_two,
     train_teacher,
 )
-from cfgdistill.training import train
-from cfgdistill.unets import load
+from cfgdistill.data.base import SPLITS, Data, load_captioned
+from cfgdistill.data.encoders import Latents, VAEEncoder
+from cfgdistill.judge.metrics import Matcher, classification_loss, generate
+from cfgdistill.teachers.unet import load
+from cfgdistill.training.checkpoints import read_card, read_tensors
+from cfgdistill.training.loop import train
 
 # ---- captioned images ---------------------------------------------------------------------------
 
@@ -386,7 +386,7 @@ def test_a_finished_student_comes_back_from_its_folder_with_its_text_model(track
 
 def test_the_second_call_trains_nothing_and_gives_the_same_latents(track, monkeypatch):
     out, data, _ = track
-    monkeypatch.setattr("cfgdistill.stages._finish", lambda updates: next(updates, None))
+    monkeypatch.setattr("cfgdistill.course.stages._finish", lambda updates: next(updates, None))
     monkeypatch.setattr(VAEEncoder, "measured", None)  # shift and scale are part of the model
     again = load_recipe_data(RECIPE, out)
     assert torch.equal(again.stored, data.stored) and again.hash == data.hash

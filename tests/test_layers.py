@@ -8,42 +8,14 @@ from pathlib import Path
 import cfgdistill
 
 PACKAGE = Path(cfgdistill.__file__).parent
-# A module imports only from modules above it.
-ORDER = [
-    "config",
-    "randomness",
-    "schedules",
-    "parameterization",
-    "denoiser",
-    "guidance",
-    "sampling",
-    "delivered",
-    "distillation",
-    "toy",
-    "checkpoints",
-    "pretrained",
-    "training",
-    "data",
-    "encoders",
-    "unets",
-    "editing",
-    "metrics",
-    "plotting",
-    "widgets",
-    "stable_diffusion",
-    "stages",
-    "class_pipeline",
-    "export",
-    "cli",
-    "__main__",
-]
-FIGURES = {"plotting", "widgets"}
+# A room imports only from itself and from rooms above it; the command line stands on top of all.
+ROOMS = ["core", "training", "data", "teachers", "judge", "export", "course"]
 
 
 def imports(path: Path) -> set[str]:
     """Every module a file imports, wherever in the file."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -54,33 +26,47 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def modules() -> dict[str, set[str]]:
-    return {p.stem: imports(p) for p in sorted(PACKAGE.glob("*.py")) if p.stem != "__init__"}
+def modules(room: str = "**") -> dict[str, set[str]]:
+    found = sorted(PACKAGE.glob(f"{room}/*.py"))
+    return {path.relative_to(PACKAGE).as_posix(): imports(path) for path in found}
 
 
-def test_every_module_has_its_place_and_there_are_no_sub_packages():
-    assert modules().keys() <= set(ORDER)
-    assert not [p for p in PACKAGE.iterdir() if p.is_dir() and list(p.glob("*.py"))]
+def test_every_module_has_its_room_and_rooms_have_no_rooms():
+    assert {Path(name).parent.as_posix() for name in modules()} == {".", *ROOMS}
+    assert {name for name in modules() if "/" not in name} == {
+        *("__init__.py", "__main__.py", "cli.py"),
+    }
 
 
-def test_a_module_imports_only_from_modules_above_it():
-    for name, found in modules().items():
-        above = {f"cfgdistill.{other}" for other in ORDER[: ORDER.index(name)]}
-        own = {module for module in found if module.split(".")[0] == "cfgdistill"}
-        assert own <= above, f"{name} imports {own - above}, which stand below it or beside it"
+def test_a_room_imports_only_from_rooms_above_it():
+    for place, room in enumerate(ROOMS):
+        for name, found in modules(room).items():
+            own = {m for m in found if m.split(".")[0] == "cfgdistill"}
+            rooms = {(m.split(".") + [""])[1] for m in own}
+            below = rooms - set(ROOMS[: place + 1])
+            assert not below, f"{name} imports from {below}, which stand below it or on top"
 
 
 def test_the_rule_itself_sees_imports_inside_functions(tmp_path):
-    file = tmp_path / "config.py"
-    file.write_text("def f():\n    from cfgdistill import unets\n    import cfgdistill.data\n")
-    assert {"cfgdistill.unets", "cfgdistill.data"} <= imports(file)
+    file = tmp_path / "schedules.py"
+    file.write_text(
+        "def f():\n    from cfgdistill import course\n    import cfgdistill.data.base\n"
+    )
+    assert {"cfgdistill.course", "cfgdistill.data.base"} <= imports(file)
 
 
-def test_only_the_plotting_modules_import_matplotlib():
+def test_the_core_imports_torch_and_jaxtyping_alone_and_reads_and_writes_nothing():
+    known = {"cfgdistill", "torch", "jaxtyping", *sys.stdlib_module_names}
+    files = {"io", "json", "os", "pathlib", "pickle", "shutil", "subprocess", "sys", "tempfile"}
+    for name, found in modules("core").items():
+        assert {m.split(".")[0] for m in found} <= known - files, name
+
+
+def test_only_the_plotting_module_imports_matplotlib():
     users = {
         n for n, found in modules().items() if "matplotlib" in {m.split(".")[0] for m in found}
     }
-    assert users <= FIGURES and "plotting" in users
+    assert users == {"judge/plotting.py"}
 
 
 def test_import_cfgdistill_brings_in_nothing_heavy_but_torch():

@@ -6,18 +6,11 @@ import pytest
 import torch
 from helpers import Wave
 
-from cfgdistill import (
-    CosineSchedule,
-    Denoiser,
-    GuidedDenoiser,
-    ancestral,
-    ddim,
-    last,
-    metrics,
-    stochastic,
-)
-from cfgdistill.data import Data, load_data
-from cfgdistill.metrics import (
+from cfgdistill import CosineSchedule, Denoiser, GuidedDenoiser, ancestral, ddim, last, stochastic
+from cfgdistill.data.base import Data, load_data
+from cfgdistill.data.toy import pinwheel
+from cfgdistill.judge import metrics
+from cfgdistill.judge.metrics import (
     Classifier,
     Judge,
     PrecisionRecall,
@@ -28,8 +21,7 @@ from cfgdistill.metrics import (
     sampler_name,
     samples,
 )
-from cfgdistill.toy import pinwheel
-from cfgdistill.training import train
+from cfgdistill.training.loop import train
 
 
 class Identity(Classifier):
@@ -499,7 +491,7 @@ def clip(tmp_path_factory):
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from cfgdistill.encoders import build_tokenizer
+    from cfgdistill.data.encoders import build_tokenizer
 
     tokenizer = build_tokenizer(APPLES, 600, 12)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cfgdistill.data import load_data, whole_levels
-from cfgdistill.plotting import save_images
+from cfgdistill.data.base import load_data, whole_levels
+from cfgdistill.judge.plotting import save_images
 
 
 def test_whole_levels_are_the_nearest_and_undo_a_batch():

@@ -14,13 +14,14 @@ import pytest
 import torch
 from helpers import script
 
-from cfgdistill import cli, get_recipe, pretrained, stages
-from cfgdistill.checkpoints import read_card, read_tensors
-from cfgdistill.config import as_recipe
-from cfgdistill.data import load_data
-from cfgdistill.encoders import VAEEncoder
-from cfgdistill.pretrained import copy_pretrained, use_pretrained
-from cfgdistill.unets import load
+from cfgdistill import cli, get_recipe
+from cfgdistill.course import pretrained, stages
+from cfgdistill.course.pretrained import copy_pretrained, use_pretrained
+from cfgdistill.course.recipes import as_recipe
+from cfgdistill.data.base import load_data
+from cfgdistill.data.encoders import VAEEncoder
+from cfgdistill.teachers.unet import load
+from cfgdistill.training.checkpoints import read_card, read_tensors
 
 TINY = dict(channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=8)
 RECIPE = get_recipe("digits", "smoke", **TINY)
@@ -67,8 +68,8 @@ def no_training(monkeypatch):
     def refuse(*given, **more):
         raise AssertionError("something is trained")
 
-    monkeypatch.setattr("cfgdistill.training._Run", refuse)
-    monkeypatch.setattr("cfgdistill.training._adam", refuse)
+    monkeypatch.setattr("cfgdistill.training.loop._Run", refuse)
+    monkeypatch.setattr("cfgdistill.training.loop._adam", refuse)
 
 
 def test_shipped_weights_are_those_of_the_run_in_half_precision(run, shipped, tmp_path):

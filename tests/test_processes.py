@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from cfgdistill import cli
-from cfgdistill.checkpoints import read_card, read_tensors
-from cfgdistill.config import get_recipe
-from cfgdistill.unets import build_unet
+from cfgdistill.course.recipes import get_recipe
+from cfgdistill.teachers.unet import build_unet
+from cfgdistill.training.checkpoints import read_card, read_tensors
 
 TINY = "channels=(8,16) batch=4 classifier=3 teacher=5 stage_one=3 halving=1 start=2 images=40"
 SETTINGS = ["--profile", "smoke"]

@@ -9,9 +9,9 @@ import torch
 from helpers import script
 
 from cfgdistill import GuidedDenoiser, get_recipe
-from cfgdistill.data import load_data
-from cfgdistill.metrics import Classifier, Judge, evaluate
-from cfgdistill.unets import build_unet
+from cfgdistill.data.base import load_data
+from cfgdistill.judge.metrics import Classifier, Judge, evaluate
+from cfgdistill.teachers.unet import build_unet
 
 MADE = script("make_results")
 

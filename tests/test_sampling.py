@@ -25,9 +25,9 @@ from cfgdistill import (
     ddim_step,
     implied_v,
     last,
-    sampling,
 )
-from cfgdistill.toy import GaussianMixture
+from cfgdistill.core import samplers as sampling
+from cfgdistill.data.toy import GaussianMixture
 
 
 def noise(n=4, d=3):

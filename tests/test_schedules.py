@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from helpers import Wave, cosine_alphas_cumprod, linear_alphas_cumprod, schedules
 
 from cfgdistill import CosineSchedule, Denoiser, DiscreteSchedule, ddim
-from cfgdistill.schedules import expand, per_example
+from cfgdistill.core.schedules import expand, per_example
 
 TIMES = torch.linspace(0, 1, 33, dtype=torch.float64)
 

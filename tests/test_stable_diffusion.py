@@ -13,15 +13,14 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-import cfgdistill.training as training
-from cfgdistill import Denoiser, GuidedDenoiser, cli, ddim, get_recipe, last, stages
-from cfgdistill.checkpoints import read_card, read_tensors, save_weights
-from cfgdistill.data import load_captioned
-from cfgdistill.encoders import Latents, TextEncoder, VAEEncoder
-from cfgdistill.export import export
-from cfgdistill.randomness import random_at
-from cfgdistill.schedules import DiscreteSchedule
-from cfgdistill.stable_diffusion import (
+import cfgdistill.training.loop as training
+from cfgdistill import Denoiser, GuidedDenoiser, cli, ddim, get_recipe, last
+from cfgdistill.core.schedules import DiscreteSchedule
+from cfgdistill.course import stages
+from cfgdistill.data.base import load_captioned
+from cfgdistill.data.encoders import Latents, TextEncoder, VAEEncoder
+from cfgdistill.export.stock import export
+from cfgdistill.teachers.stable_diffusion import (
     OWN_W,
     PART,
     base_denoiser,
@@ -33,8 +32,16 @@ from cfgdistill.stable_diffusion import (
     v_schedule,
     v_teacher,
 )
-from cfgdistill.training import teacher_loss, train
-from cfgdistill.unets import add_lora, add_w_conditioning, load, name_and_revision, open_unet
+from cfgdistill.teachers.unet import (
+    add_lora,
+    add_w_conditioning,
+    load,
+    name_and_revision,
+    open_unet,
+)
+from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
+from cfgdistill.training.loop import teacher_loss, train
+from cfgdistill.training.randomness import random_at
 
 CAPTIONS = ["a red apple", "two cats"]
 
@@ -495,7 +502,7 @@ def test_another_cpus_last_bits_make_neither_other_data_nor_another_teacher(
     monkeypatch.setattr(VAEEncoder, "encode", shaken(VAEEncoder.encode))
     monkeypatch.setattr(TextEncoder, "forward", shaken(TextEncoder.forward))
     monkeypatch.setattr(DiscreteSchedule, "angle", shaken(DiscreteSchedule.angle))
-    monkeypatch.setattr("cfgdistill.stable_diffusion.last", shaken(last))
+    monkeypatch.setattr("cfgdistill.teachers.stable_diffusion.last", shaken(last))
     add = add_lora
 
     def add_shaken(*given, **how):  # LoRA's changes start with random numbers
@@ -503,12 +510,12 @@ def test_another_cpus_last_bits_make_neither_other_data_nor_another_teacher(
         torch._foreach_add_([p.data for p in net.parameters() if p.requires_grad], 1e-4)
         return net
 
-    monkeypatch.setattr("cfgdistill.stable_diffusion.add_lora", add_shaken)
+    monkeypatch.setattr("cfgdistill.teachers.stable_diffusion.add_lora", add_shaken)
     shaken_data = load_latents(recipe, tmp_path / "shaken")
     assert not torch.equal(shaken_data.stored, data.stored)
     assert not torch.equal(shaken_data.labels, data.labels)
     assert shaken_data.hash == data.hash
-    monkeypatch.setattr("cfgdistill.training._Run", None)  # nothing is trained
+    monkeypatch.setattr("cfgdistill.training.loop._Run", None)  # nothing is trained
     stages.train_teacher(recipe, shaken_data, tmp_path)
 
 
@@ -650,7 +657,9 @@ def test_latents_of_a_base_that_paints_nonsense_are_not_kept(pipe, text, tmp_pat
     how = {"steps": 1, "made_of": ["a"] * (len(CAPTIONS) + 1)}
     for value in (21_915.0, float("inf"), float("nan")):
         painted = torch.full((len(CAPTIONS), 4, 8, 8), value)
-        monkeypatch.setattr("cfgdistill.stable_diffusion.last", lambda states, x=painted: x)
+        monkeypatch.setattr(
+            "cfgdistill.teachers.stable_diffusion.last", lambda states, x=painted: x
+        )
         with refused(ValueError, "paints latents of size", "check the prediction_type"):
             own_latents(teacher, embed(text, CAPTIONS), tmp_path, **how)
     assert not list(tmp_path.glob("*.safetensors"))

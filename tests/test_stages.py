@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgdistill import ancestral, ddim, get_recipe, last, stages, stochastic
-from cfgdistill.checkpoints import read_card
-from cfgdistill.data import load_data
-from cfgdistill.training import Draw
-from cfgdistill.unets import build_unet, load
+from cfgdistill import ancestral, ddim, get_recipe, last, stochastic
+from cfgdistill.course import stages
+from cfgdistill.data.base import load_data
+from cfgdistill.teachers.unet import build_unet, load
+from cfgdistill.training.checkpoints import read_card
+from cfgdistill.training.loop import Draw
 
 TINY = dict(channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=4)
 TINY |= dict(images=40, late_rate=2.0, batch_distill=2)

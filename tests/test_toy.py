@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cfgdistill import CosineSchedule, GuidedDenoiser, ddim, ddim_encode, last
-from cfgdistill.toy import MLP, GaussianMixture, pinwheel
+from cfgdistill.data.toy import GaussianMixture, pinwheel
+from cfgdistill.teachers.mlp import MLP
 
 MEAN, STD = torch.tensor([[1.5, -0.5]], dtype=torch.float64), 0.4
 

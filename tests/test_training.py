@@ -19,27 +19,15 @@ import torch
 from accelerate import PartialState
 from helpers import tiny_mlp
 
-from cfgdistill import (
-    CosineSchedule,
-    Denoiser,
-    GuidedDenoiser,
-    distill_progressively,
-    randomness,
-    train,
-    training,
-)
-from cfgdistill.checkpoints import read_card, read_tensors, save_weights
-from cfgdistill.data import load_data
-from cfgdistill.randomness import Draw, random_at
-from cfgdistill.training import (
-    halvings,
-    mixed_precision,
-    reset,
-    stage_one_loss,
-    stage_two_loss,
-    teacher_loss,
-)
-from cfgdistill.unets import load
+from cfgdistill import CosineSchedule, Denoiser, GuidedDenoiser, distill_progressively, train
+from cfgdistill.data.base import load_data
+from cfgdistill.teachers.unet import load
+from cfgdistill.training import loop as training
+from cfgdistill.training import randomness
+from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
+from cfgdistill.training.environment import mixed_precision
+from cfgdistill.training.loop import halvings, reset, stage_one_loss, stage_two_loss, teacher_loss
+from cfgdistill.training.randomness import Draw, random_at
 
 DATA = load_data("toy", images=300)
 LOSS = teacher_loss(3, 0.1)

@@ -7,11 +7,11 @@ import torch
 from helpers import TINY, tiny_mlp, tiny_text_student, with_w
 
 from cfgdistill import GuidedDenoiser, ddim, get_recipe, guidance_matching_loss, last
-from cfgdistill.checkpoints import save_weights
-from cfgdistill.data import load_data
-from cfgdistill.guidance import embed_w
-from cfgdistill.training import reset, teacher_loss, train
-from cfgdistill.unets import add_w_conditioning, build_text_unet, build_unet, load
+from cfgdistill.core.guidance import embed_w
+from cfgdistill.data.base import load_data
+from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet, load
+from cfgdistill.training.checkpoints import save_weights
+from cfgdistill.training.loop import reset, teacher_loss, train
 
 RECIPE = get_recipe("digits", "smoke", channels=(8, 16), batch=4)
 

@@ -21,10 +21,10 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities import dim_zero_cat
 
-from cfgdistill.data import Data, whole_levels
-from cfgdistill.denoiser import default_device
-from cfgdistill.randomness import random_at, seeded
-from cfgdistill.sampling import ddim, last
+from cfgdistill.core.samplers import ddim, last
+from cfgdistill.data.base import Data, whole_levels
+from cfgdistill.training.environment import default_device
+from cfgdistill.training.randomness import random_at, seeded
 
 
 class Classifier(nn.Module):

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from cfgdistill.denoiser import Denoiser
-from cfgdistill.encoders import TextEncoder, VAEEncoder
-from cfgdistill.schedules import Schedule
-from cfgdistill.unets import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
+from cfgdistill.core.denoiser import Denoiser
+from cfgdistill.core.schedules import Schedule
+from cfgdistill.data.encoders import TextEncoder, VAEEncoder
+from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
 
 MADE_WITH = (
     'Made with cfgdistill after "On Distillation of Guided Diffusion Models" (Meng et al., CVPR '
@@ -160,7 +160,7 @@ def _text_pipeline(student, scheduler, vae, text):
 
 
 def _class_pipeline(student, scheduler, class_names):
-    from cfgdistill.class_pipeline import ClassConditionalPipeline
+    from cfgdistill.export.class_pipeline import ClassConditionalPipeline
 
     return ClassConditionalPipeline(
         student.net.unet,

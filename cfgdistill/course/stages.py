@@ -16,19 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import cfgdistill.stable_diffusion as stable_diffusion
-from cfgdistill.checkpoints import alone, fingerprint, read_card, write_text
-from cfgdistill.config import Recipe, get_recipe, one_of
-from cfgdistill.data import Data, load_captioned, load_data
-from cfgdistill.denoiser import Denoiser
-from cfgdistill.distillation import (
-    WEIGHTINGS,
-    Weighting,
-    snr,
-    snr_plus_one,
-    truncated_snr,
-)
-from cfgdistill.encoders import (
+import cfgdistill.teachers.stable_diffusion as stable_diffusion
+from cfgdistill.core.denoiser import Denoiser
+from cfgdistill.core.distillation import WEIGHTINGS, Weighting, snr, snr_plus_one, truncated_snr
+from cfgdistill.core.guidance import GuidedDenoiser
+from cfgdistill.core.names import one_of
+from cfgdistill.core.samplers import ddim
+from cfgdistill.course.recipes import Recipe, get_recipe
+from cfgdistill.data.base import Data, load_captioned, load_data
+from cfgdistill.data.encoders import (
     Autoencoder,
     Latents,
     VAEEncoder,
@@ -36,8 +32,7 @@ from cfgdistill.encoders import (
     build_text_encoder,
     cached,
 )
-from cfgdistill.guidance import GuidedDenoiser
-from cfgdistill.metrics import (
+from cfgdistill.judge.metrics import (
     Classifier,
     Judge,
     Matcher,
@@ -46,16 +41,16 @@ from cfgdistill.metrics import (
     generate,
     sampler_name,
 )
-from cfgdistill.randomness import seeded
-from cfgdistill.sampling import ddim
-from cfgdistill.training import (
+from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
+from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_text
+from cfgdistill.training.loop import (
     distill_progressively,
     reset,
     stage_one_loss,
     teacher_loss,
     train,
 )
-from cfgdistill.unets import add_w_conditioning, build_text_unet, build_unet
+from cfgdistill.training.randomness import seeded
 
 
 def home(recipe: Recipe, out: str | Path) -> Path:

@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cfgdistill.parameterization import Prediction
-from cfgdistill.schedules import Example, Number, PerExample, Schedule, expand, per_example
+from cfgdistill.core.parameterization import Prediction
+from cfgdistill.core.schedules import Example, Number, PerExample, Schedule, expand, per_example
 
 # One for all examples together, or one for each, so that an example does not depend on the others.
 Generator = torch.Generator | Sequence[torch.Generator] | None

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-from cfgdistill.schedules import Example, Number
+from cfgdistill.core.schedules import Example, Number
 
 TIMES = (0.1, 1.0)  # below, the conditional and the unconditional prediction hardly differ
 

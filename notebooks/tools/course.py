@@ -1,4 +1,4 @@
-"""The notebooks as a command: `python tests/course.py build | check | run | demo | demo-latent`.
+"""The notebooks as a command: `python notebooks/tools/course.py VERB`.
 
 build  script -> executed .ipynb beside it        run   execute scripts with papermill
 check  is every .ipynb what its script says?      demo  run the pixel track, print its table
@@ -24,7 +24,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHECKED = "# NBVAL_CHECK_OUTPUT"
 YES_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # What a kernel says about itself, less its version: that would change with every reader.
@@ -142,7 +142,7 @@ def execute(notebook, title: str, *, cwd: Path, parameters=None, output: Path | 
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
-    from cfgdistill.config import flag
+    from cfgdistill.training.environment import flag
 
     # A kernel that is torn down after a failing cell may leave a callback on a closed socket, and
     # tornado would log a traceback of it over the one sentence that matters.
@@ -342,7 +342,7 @@ VALUES = {  # what the table shows of a row, where the row has it
 
 def results_table(results: dict) -> str:
     """results.json as text: a row per model and steps, a column per w."""
-    from cfgdistill.metrics import tabulate
+    from cfgdistill import tabulate
 
     meta, rows = results["meta"], results["rows"]
     weights = sorted({row["w"] for row in rows})
@@ -480,7 +480,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = list(problems(options.notebooks))
         print("\n".join(found) or "Every notebook is what its script says.")
         raise SystemExit(1 if found else 0)
-    from cfgdistill.config import get_recipe
+    from cfgdistill import get_recipe
 
     try:
         get_recipe(options.dataset, options.profile)  # a typo shall not cost a minute

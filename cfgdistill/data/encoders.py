@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cfgdistill.checkpoints import alone, fingerprint, read_tensors, write_tensors
-from cfgdistill.data import Data
-from cfgdistill.randomness import seeded
-from cfgdistill.schedules import Example, PerExample
+from cfgdistill.core.schedules import Example, PerExample
+from cfgdistill.data.base import Data
+from cfgdistill.training.checkpoints import alone, fingerprint, read_tensors, write_tensors
+from cfgdistill.training.randomness import seeded
 
 Latent = Float[Tensor, " b c h w"]
 Tokens = Int[Tensor, " b n"]

@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cfgdistill.checkpoints import fingerprint, load_weights, read_card
-from cfgdistill.config import Recipe, one_of
-from cfgdistill.denoiser import Denoiser, default_device, unfreeze
-from cfgdistill.encoders import build_text_model, text_config
-from cfgdistill.guidance import embed_w
-from cfgdistill.randomness import seeded
-from cfgdistill.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
-from cfgdistill.toy import MLP
+from cfgdistill.core.denoiser import Denoiser, unfreeze
+from cfgdistill.core.guidance import embed_w
+from cfgdistill.core.names import one_of
+from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
+from cfgdistill.data.encoders import build_text_model, text_config
+from cfgdistill.teachers.mlp import MLP
+from cfgdistill.training.checkpoints import fingerprint, load_weights, read_card
+from cfgdistill.training.environment import default_device
+from cfgdistill.training.randomness import seeded
 
 TIMESTEPS = 1024  # a power of two, so that i/N is a whole number of them for every N of stage two
 W_FEATURES = 64
@@ -283,7 +284,7 @@ def name_and_revision(base: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
+def build_unet(recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
     """A new teacher for images [channels, size, size]; label num_classes is null."""
     if size % recipe.patch:
         raise ValueError(f"Images of {size} pixels do not fall into squares of {recipe.patch}.")
@@ -308,7 +309,7 @@ def build_unet(recipe: Recipe, *, channels: int, size: int, num_classes: int) ->
     return Denoiser(net, CosineSchedule(), recipe.prediction_type, num_classes=num_classes)
 
 
-def build_text_unet(recipe: Recipe, *, channels: int, size: int, text) -> Denoiser:
+def build_text_unet(recipe, *, channels: int, size: int, text) -> Denoiser:
     """A new teacher for latents [channels, size, size], with the CLIP text model it trains.
 
     Cross-attention to the words at the lowest resolution only, where it is cheap; a pooled caption
@@ -331,7 +332,7 @@ def build_text_unet(recipe: Recipe, *, channels: int, size: int, text) -> Denois
     return Denoiser(TextUNet(unet, text), CosineSchedule(), recipe.prediction_type)
 
 
-def _new_unet(recipe: Recipe, channels: int, size: int, **blocks):
+def _new_unet(recipe, channels: int, size: int, **blocks):
     """diffusers' U-Net with the recipe's sizes; `blocks` are its arguments by their names there."""
     from diffusers import UNet2DConditionModel
 

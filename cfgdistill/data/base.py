@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cfgdistill.config import one_of
-from cfgdistill.toy import pinwheel
+from cfgdistill.core.names import one_of
+from cfgdistill.data.toy import pinwheel
 
 NAMES = ("toy", "digits", "cifar10")
 SPLITS = ("train", "test")

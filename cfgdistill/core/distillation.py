@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cfgdistill.parameterization import Prediction
-from cfgdistill.sampling import ddim_step, implied_v
-from cfgdistill.schedules import Example, Number, PerExample, expand, per_example
+from cfgdistill.core.parameterization import Prediction
+from cfgdistill.core.samplers import ddim_step, implied_v
+from cfgdistill.core.schedules import Example, Number, PerExample, expand, per_example
 
 Weighting = Callable[[PerExample], PerExample]
 

@@ -1,23 +1,12 @@
 """Recipes: every number that a run depends on, one row per data set and profile."""
 
-import difflib
-import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import no_type_check
 
-
-def one_of(kind: str, name: object, names: Iterable[str]) -> str:
-    """`name` itself if it is one of `names`, else one sentence with the near ones."""
-    names = list(names)
-    if name in names:
-        return name
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
-    hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
-    said = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:60]}..."
-    raise ValueError(f"There is no {kind} {said}{hint} The {kind}s are {', '.join(names)}.")
+from cfgdistill.core.names import one_of
 
 
 @no_type_check  # it checks its entries itself, in words
@@ -268,17 +257,3 @@ def as_recipe(kept: object) -> Recipe:
         return get_recipe(changes.pop("dataset"), changes.pop("profile"), **changes)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"No recipe of cfgdistill: {reprlib.repr(kept)}.") from error
-
-
-def flag(name: str, default: bool = False) -> bool:
-    """Whether an environment variable says yes; ValueError where it says neither yes nor no.
-
-    1, true, yes, on; or 0, false, no, off, nothing at all; in any case. Not set: the default.
-    """
-    given = os.environ.get(name)
-    if given is None:
-        return default
-    word = given.strip().lower()
-    if word not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
-        raise ValueError(f"{name}={given} says neither yes nor no: set it to 1 or to 0.")
-    return word in ("1", "true", "yes", "on")

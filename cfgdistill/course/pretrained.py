@@ -16,8 +16,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from cfgdistill.checkpoints import sha256, write_text
-from cfgdistill.config import Recipe, as_recipe, get_recipe, one_of
+from cfgdistill.core.names import one_of
+from cfgdistill.course.recipes import Recipe, as_recipe, get_recipe
+from cfgdistill.training.checkpoints import sha256, write_text
 
 ROOT = Path(str(files("cfgdistill_pretrained")))
 CHANGEABLE = ("samples", "save_every")  # entries of a recipe that its models do not depend on

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from cfgdistill.checkpoints import write_bytes
-from cfgdistill.data import whole_levels
+from cfgdistill.data.base import whole_levels
+from cfgdistill.training.checkpoints import write_bytes
 
 # Okabe & Ito's palette, in an order that also differs in lightness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

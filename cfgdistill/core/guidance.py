@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cfgdistill.denoiser import W_LIMIT, Denoiser, check_w
-from cfgdistill.parameterization import Prediction, convert
-from cfgdistill.schedules import Example, Number, PerExample, Schedule, expand, per_example
+from cfgdistill.core.denoiser import W_LIMIT, Denoiser, check_w
+from cfgdistill.core.parameterization import Prediction, convert
+from cfgdistill.core.schedules import Example, Number, PerExample, Schedule, expand, per_example
 
 
 def guide(cond, uncond, w):

@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cfgdistill.checkpoints import fingerprint
-from cfgdistill.config import Recipe, one_of
-from cfgdistill.data import last_line, load_captioned
-from cfgdistill.denoiser import Denoiser, default_device
-from cfgdistill.encoders import (
+from cfgdistill.core.denoiser import Denoiser
+from cfgdistill.core.guidance import GuidedDenoiser
+from cfgdistill.core.names import one_of
+from cfgdistill.core.samplers import ddim, last
+from cfgdistill.core.schedules import DiscreteSchedule
+from cfgdistill.data.base import last_line, load_captioned
+from cfgdistill.data.encoders import (
     Latents,
     TextEncoder,
     VAEEncoder,
@@ -26,12 +28,10 @@ from cfgdistill.encoders import (
     cached_latents,
     latents_key,
 )
-from cfgdistill.guidance import GuidedDenoiser
-from cfgdistill.randomness import random_at, seeded
-from cfgdistill.sampling import ddim, last
-from cfgdistill.schedules import DiscreteSchedule
-from cfgdistill.training import mixed_precision
-from cfgdistill.unets import TIMESTEPS, TextUNet, add_lora, from_hub, name_and_revision
+from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub, name_and_revision
+from cfgdistill.training.checkpoints import fingerprint
+from cfgdistill.training.environment import default_device, mixed_precision
+from cfgdistill.training.randomness import random_at, seeded
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}  # diffusers' word: ours
 OWN_W = 6.5  # at which a teacher paints its own data; guidance_scale 7.5, the pipelines' default
@@ -123,7 +123,7 @@ def v_schedule(pipe) -> DiscreteSchedule:
     return own_schedule(pipe).zero_terminal_snr().resampled(TIMESTEPS)
 
 
-def v_teacher(recipe: Recipe) -> Denoiser:
+def v_teacher(recipe) -> Denoiser:
     """What the teacher's stage starts from: the base's weights, about to learn to say v.
 
     eps says nothing about x as t -> 1, and one-step students have nothing but t = 1. With
@@ -145,7 +145,7 @@ def v_teacher(recipe: Recipe) -> Denoiser:
     return Denoiser(net, v_schedule(pipe), "v")
 
 
-def load_latents(recipe: Recipe, folder: str | Path, split: str = "train") -> Latents:
+def load_latents(recipe, folder: str | Path, split: str = "train") -> Latents:
     """Captioned images through the base's autoencoder and text encoder, computed once.
 
     Both are kept in `folder`: latents [n, c, h, h], and embeddings [n, l, d] in half precision for
@@ -254,7 +254,7 @@ def own_latents(
     return torch.cat(parts)
 
 
-def _open(recipe: Recipe):
+def _open(recipe):
     """The pipeline of a recipe; ValueError where it names none, or images of another size."""
     if recipe.base is None:
         raise ValueError(
@@ -271,14 +271,14 @@ def _open(recipe: Recipe):
     return pipe
 
 
-def _half(recipe: Recipe) -> torch.dtype | None:
+def _half(recipe) -> torch.dtype | None:
     """What frozen weights are kept in: half precision for mixed training on a GPU."""
     if recipe.precision != "mixed" or not torch.cuda.is_available():
         return None
     return {"fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision()]
 
 
-def _autocast(recipe: Recipe):
+def _autocast(recipe):
     half = _half(recipe)
     return nullcontext() if half is None else torch.autocast(default_device().type, half)
 

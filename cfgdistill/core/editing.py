@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from cfgdistill.sampling import walk
-from cfgdistill.schedules import Example, Number, PerExample, per_example
+from cfgdistill.core.samplers import walk
+from cfgdistill.core.schedules import Example, Number, PerExample, per_example
 
 
 def strengths(steps: int) -> list[float]:

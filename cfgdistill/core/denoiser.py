@@ -7,18 +7,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from cfgdistill.parameterization import PREDICTION_TYPES, Prediction, convert
-from cfgdistill.schedules import Example, Number, Schedule, per_example
-
-
-def default_device() -> torch.device:
-    """Where networks are loaded and trained, which is Accelerate's choice: the GPU if there is one,
-    NVIDIA's, Apple's or another, and each process's own of several; else the CPU.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+from cfgdistill.core.parameterization import PREDICTION_TYPES, Prediction, convert
+from cfgdistill.core.schedules import Example, Number, Schedule, per_example
 
 
 class Denoiser(nn.Module):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cfgdistill.schedules import LOGSNR_LIMIT, Example, PerExample, expand
+from cfgdistill.core.schedules import LOGSNR_LIMIT, Example, PerExample, expand
 
 PREDICTION_TYPES = ("v", "eps", "x")
 

@@ -21,7 +21,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cfgdistill.checkpoints import (
+from cfgdistill.core.denoiser import Denoiser
+from cfgdistill.core.distillation import (
+    Weighting,
+    balance,
+    diffusion_loss,
+    guidance_matching_loss,
+    progressive_loss,
+    snr_plus_one,
+)
+from cfgdistill.core.guidance import drop_condition, sample_w
+from cfgdistill.core.names import one_of
+from cfgdistill.core.schedules import per_example
+from cfgdistill.training.checkpoints import (
     alone,
     fill,
     load_weights,
@@ -32,19 +44,8 @@ from cfgdistill.checkpoints import (
     weights_of,
     write_tensors,
 )
-from cfgdistill.config import flag, one_of
-from cfgdistill.denoiser import Denoiser, default_device
-from cfgdistill.distillation import (
-    Weighting,
-    balance,
-    diffusion_loss,
-    guidance_matching_loss,
-    progressive_loss,
-    snr_plus_one,
-)
-from cfgdistill.guidance import drop_condition, sample_w
-from cfgdistill.randomness import Draw, seed_at, seeded
-from cfgdistill.schedules import per_example
+from cfgdistill.training.environment import HALF, default_device, flag, mixed_precision
+from cfgdistill.training.randomness import Draw, seed_at, seeded
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Draw], Tensor]  # model, x, cond, draw -> [b]
 SAVE_MINUTES = 5.0  # what a crash costs at most; a checkpoint of a large network takes a while
@@ -172,13 +173,12 @@ def train(
 ) -> Iterator[Update]:
     """Train `model` in place (its `model.net` holds the parameters); yields after every update.
 
-    Parameters that need no gradient stay as they are; ValueError where none needs one.
-    The learning rate rises over the first `warm_up` updates to `rate` and falls linearly to 0;
-    parameters whose name contains a key of `faster` learn that many times faster (the first key
-    that fits).
-    With `ema` > 0 the model ends with the running average of its weights. `data.batch(indices, u)`
-    gives x and cond. `name` and `seed` fix the random numbers, those of dropout too; batch is the
-    size over all processes together.
+    Parameters that need no gradient stay as they are; ValueError where none needs one. The learning
+    rate rises over the first `warm_up` updates to `rate` and falls linearly to 0; parameters whose
+    name contains a key of `faster` learn that many times faster (the first key that fits). With
+    `ema` > 0 the model ends with the running average of its weights. `data.batch(indices, u)` gives
+    x and cond. `name` and `seed` fix the random numbers, those of dropout too; batch is the size
+    over all processes together.
 
     With a `folder`, work is kept there: a finished model is loaded and nothing is yielded, an
     unfinished one is resumed; two runs cannot train there at once. `about` (JSON) is stored with
@@ -433,22 +433,6 @@ def reset(net: nn.Module, seed: int = 0) -> None:
             own = [*part.parameters(recurse=False)]
             if hasattr(part, "reset_parameters") and any(p.requires_grad for p in own):
                 part.reset_parameters()
-
-
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def mixed_precision(device: str | torch.device | None = None) -> str:
-    """bf16 where GPU or CPU compute in it, fp16 with a loss scaler on older GPUs, or no."""
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
-    if kind == "cuda":
-        # torch.cuda.is_bf16_supported() also says yes to GPUs that only emulate it, slowly.
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    able = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}  # torch 2.9
-    if not (able.get("avx512_bf16") or able.get("amx_bf16")):
-        return "no"
-    # The processor can; oneDNN may have been told not to (ONEDNN_MAX_CPU_ISA), and then emulates.
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
 
 def _continue_a_halving(teacher, steps: int, sampler: str) -> None:

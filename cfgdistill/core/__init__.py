@@ -1,0 +1,1 @@
+"""The paper: schedules, denoisers, guidance, both stages and samplers, with nothing but torch."""

@@ -1,0 +1,1 @@
+"""What networks are trained on: images and labels, or latents and captions."""
