@@ -418,9 +418,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from helpers import tiny_mlp
-from cfgdistill import train
-from cfgdistill.data import load_data
-from cfgdistill.training import teacher_loss
+from cfgdistill import load_data, teacher_loss, train
 
 data, loss = load_data("toy", images=300), teacher_loss(3, 0.1)
 
