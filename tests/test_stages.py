@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgdistill import ancestral, ddim, get_recipe, last, stochastic
+from cfgdistill import GuidedDenoiser, ancestral, ddim, get_recipe, last, stochastic
 from cfgdistill.course import stages
 from cfgdistill.data.base import load_data
 from cfgdistill.teachers.unet import build_unet, load
@@ -136,6 +136,30 @@ def test_rows_are_computed_once_and_found_again(out, monkeypatch):
         student.net.unet.conv_out.bias += 1  # another model: other rows
     stages.evaluate_rows(student, judge, DATA, recipe, out, **given)
     assert calls == [0.0, 3.0]
+
+
+def test_rows_say_how_much_guidance_was_delivered(out, monkeypatch):
+    """A teacher delivers what it is asked for; a "student" that halves w delivers half of it."""
+    teacher = GuidedDenoiser(load(out / "digits-smoke" / "teacher"), DATA.null).eval()
+    recipe = get_recipe("digits", "smoke", **TINY, samples=20)
+    judge, weights = stages.make_judge(recipe, DATA, out), stages.w_ladder(recipe)
+    assert weights == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0]
+    few = get_recipe("digits", "smoke", **TINY, samples=12)
+    ladder = stages.teachers_own(teacher, DATA, few, out, steps=4, weights=weights)
+    given = dict(judge=judge, data=DATA, recipe=recipe, out=out, steps=[4], ladder=ladder)
+    rows = stages.evaluate_rows(teacher, model="teacher", weights=[0.0, 0.5, 3.0, 4.0], **given)
+    assert [row["delivered_w"] for row in rows] == [0.0, 0.5, 3.0, 4.0]
+    half = GuidedDenoiser(teacher.denoiser, DATA.null).eval()
+    half.forward = lambda z, t, cond, w: GuidedDenoiser.forward(half, z, t, cond, w / 2)
+    half.describe = lambda: "asks for half"
+    rows = stages.evaluate_rows(half, model="student", weights=[0.0, 1.0, 4.0], **given)
+    assert [row["delivered_w"] for row in rows] == [0.0, 0.5, 2.0]
+    monkeypatch.setattr(stages, "delivered_by_samples", None)  # found again
+    assert stages.evaluate_rows(half, model="student", weights=[0.0, 1.0, 4.0], **given) == rows
+    monkeypatch.setattr(stages, "delivered_by_samples", lambda x, ladder: 9.0)
+    other = stages.Truth(ladder, "another teacher")
+    (row,) = stages.evaluate_rows(half, model="student", weights=[1.0], **given | {"ladder": other})
+    assert row["delivered_w"] == 9.0
 
 
 def test_rows_of_the_same_weights_that_mean_something_else_are_computed_again(out, monkeypatch):

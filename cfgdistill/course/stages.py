@@ -9,6 +9,7 @@ import copy
 import functools
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from cfgdistill.data.encoders import (
     build_text_encoder,
     cached,
 )
+from cfgdistill.judge.delivered import delivered_by_samples
 from cfgdistill.judge.metrics import (
     Classifier,
     Judge,
@@ -357,6 +359,11 @@ def teachers_own(
     return Truth({w: make(w) for w in weights}, made_of)
 
 
+def w_ladder(recipe: Recipe) -> list[float]:
+    """Guidance weights in steps of a half, from none to beyond what students are asked for."""
+    return [k / 2 for k in range(math.ceil(2 * recipe.w_max) + 3)]
+
+
 def evaluate_rows(
     denoiser,
     judge: Judge,
@@ -369,10 +376,13 @@ def evaluate_rows(
     weights: Iterable[float],
     sampler=ddim,
     truth: dict[float, Tensor] | None = None,
+    ladder: Truth | None = None,
 ) -> list[dict]:
     """Rows of the results table for each number of steps and each w: see `metrics.evaluate`.
 
-    With `truth`, the teacher's own samples at each w, rows have their distance to them. Rows are
+    With `truth`, the teacher's own samples at each w, rows have their distance to them. With a
+    `ladder`, its own samples at many w, few or many of them, rows have delivered_w: the w at which
+    those are nearest to the model's, from the same noise (see `delivered_by_samples`). Rows are
     kept in evaluations.json under the fingerprints of both networks, and found again there: a table
     that several notebooks share is computed once. Not so with samples that do not say what they
     were made of, as those of `teachers_own` do.
@@ -404,6 +414,15 @@ def evaluate_rows(
         if known and key not in kept:
             kept[key] = row
             write_text(file, json.dumps(kept, indent=1))
+        if ladder is not None:
+            key = "/".join(map(str, ["delivered", networks[0], half, *about[2:5], ladder.made_of]))
+            if key not in kept:
+                conds, _ = data.prompts(len(ladder[0.0]))
+                how = dict(steps=n, w=w, sampler=sampler, seed=recipe.seed, decode=data.decode)
+                x = generate(denoiser, data.shape, conds, **how)
+                kept[key] = round(delivered_by_samples(x, ladder), 3)
+                write_text(file, json.dumps(kept, indent=1))
+            row = row | {"delivered_w": kept[key]}
         rows.append(row)
     return rows
 
