@@ -28,6 +28,7 @@ HOMES = {
     "course.recipes": ("Recipe", "get_recipe"),
     "data.base": ("Data", "load_captioned", "load_data"),
     "data.encoders": ("Autoencoder", "Latents", "TextEncoder", "VAEEncoder", "autoencoder_loss"),
+    "data.folder": ("from_folder", "from_hub"),
     "data.toy": ("GaussianMixture", "pinwheel"),
     "judge.delivered": ("delivered_by_samples", "delivered_w"),
     "judge.metrics": (

@@ -23,6 +23,7 @@ SPLITS = ("train", "test")
 CIFAR10_CLASSES = (
     "airplane automobile bird cat deer dog frog horse ship truck".split()  # the official order
 )
+ON_DEVICE = 2**31  # bytes of a data set that may stay in the memory of a GPU
 CIFAR10_ROWS = {"train": 50_000, "test": 10_000}
 
 
@@ -43,6 +44,7 @@ class Data:
     mirror: bool = False  # whether a mirrored example is still one of its class
     made_of: str = ""  # what computed examples were computed from: they are known by that
     also: tuple[tuple[str, ...], ...] = ()  # further captions of each example, which fit others too
+    left_out: tuple[str, ...] = ()  # files that could not be read, and why
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,10 +81,11 @@ class Data:
     def batch(self, indices: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Examples and labels at `indices`; u ~ U[0, 1], [b], mirrors half of them where legal.
 
-        They come on the device of `indices`: the data set is moved there once and stays.
+        They come on the device of `indices`: the data set is moved there once and stays. Of a set
+        of more than ON_DEVICE bytes only the batch is moved.
         """
         stored, labels = self._on(indices.device)
-        x = stored[indices]
+        x = stored[indices.to(stored.device)].to(indices.device)
         if self.levels is not None:
             x = 2 * x.float() / self.levels - 1
         if self.mirror and u is not None:
@@ -96,7 +99,8 @@ class Data:
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._copies:
-            self._copies[device] = self.stored.to(device), self.labels.to(device)
+            place = device if self.stored.nbytes <= ON_DEVICE else torch.device("cpu")
+            self._copies[device] = self.stored.to(place), self.labels.to(device)
         return self._copies[device]
 
     def all(self) -> tuple[Tensor, Tensor]:
@@ -348,12 +352,7 @@ def _read(files: Sequence[Path], what: str):
     import pyarrow.parquet
     from datasets import Dataset, concatenate_datasets
 
-    for file in files:
-        part = re.fullmatch(r"(.*-)\d+(-of-(\d+)\.parquet)", file.name)
-        if part and (n := len(list(file.parent.glob(f"{part[1]}*{part[2]}")))) != int(part[3]):
-            raise OSError(
-                f"{what} has {n} of the {int(part[3])} parts of {file.name}: copy them all."
-            )
+    _parts_of(files, what)
     try:
         tables = [Dataset(pyarrow.parquet.ParquetFile(file).read()) for file in files]
         return concatenate_datasets(tables)
@@ -364,6 +363,16 @@ def _read(files: Sequence[Path], what: str):
             or f"{what} is damaged, or not parquet in the hub's layout ({last_line(error)}): copy "
             f"{names} again."
         ) from error
+
+
+def _parts_of(files: Sequence[Path], what: str) -> None:
+    """OSError where a file says that it is one of several, and they are not all there."""
+    for file in files:
+        part = re.fullmatch(r"(.*-)\d+(-of-(\d+)\.parquet)", file.name)
+        if part and (n := len(list(file.parent.glob(f"{part[1]}*{part[2]}")))) != int(part[3]):
+            raise OSError(
+                f"{what} has {n} of the {int(part[3])} parts of {file.name}: copy them all."
+            )
 
 
 def _from_hub(name: str, what: str, advice: str, configuration: str | None = None):
@@ -435,12 +444,13 @@ def _pictures(table, column: str, what: str, made: Callable) -> Tensor:
 
 
 def _square(image, size: int) -> Tensor:
-    """uint8 [3, size, size]: transparency on white, the middle square, scaled."""
+    """uint8 [3, size, size]: the right way up, transparency on white, the middle square, scaled."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if image is None:
         raise ValueError("there is none")
+    image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         image = _grey(image)
     if image.mode != "RGB" or "transparency" in image.info:
