@@ -9,26 +9,32 @@ from importlib import import_module
 __version__ = "0.1.0"
 HOMES = {
     "core.denoiser": ("Denoiser",),
-    "core.distillation": (
-        *("balance", "diffusion_loss", "guidance_matching_loss", "progressive_loss"),
-        *("progressive_target", "snr", "snr_plus_one", "truncated_snr"),
-    ),
     "core.editing": ("image_to_image", "inpaint", "strengths"),
     "core.guidance": (
         *("GuidedDenoiser", "drop_condition", "embed_w", "guide", "sample_w"),
         *("scale_from_w", "w_from_scale"),
     ),
+    "core.losses": (
+        *("balance", "diffusion_loss", "snr", "snr_plus_one", "teacher_loss", "truncated_snr"),
+    ),
     "core.parameterization": ("Prediction", "convert"),
     "core.samplers": (
-        *("ancestral", "ddim", "ddim_encode", "ddim_step", "implied_v", "last", "renoise"),
-        *("stochastic", "translate"),
+        *("ancestral", "ddim", "ddim_encode", "ddim_step", "last", "renoise", "stochastic"),
+        "translate",
     ),
     "core.schedules": ("CosineSchedule", "DiscreteSchedule", "Schedule", "expand", "per_example"),
+    "core.stage_one": ("guidance_matching_loss", "stage_one_loss"),
+    "core.stage_two": (
+        *("halvings", "implied_v", "progressive_loss", "progressive_target", "stage_two_loss"),
+    ),
     "course.pretrained": ("use_pretrained",),
     "course.recipes": ("Recipe", "get_recipe"),
-    "data.base": ("Data", "load_captioned", "load_data"),
-    "data.encoders": ("Autoencoder", "Latents", "TextEncoder", "VAEEncoder", "autoencoder_loss"),
+    "data.base": ("Data",),
+    "data.captioned": ("load_captioned",),
     "data.folder": ("from_folder", "from_hub"),
+    "data.latents": ("Autoencoder", "Latents", "VAEEncoder", "autoencoder_loss"),
+    "data.named": ("load_data",),
+    "data.text": ("TextEncoder",),
     "data.toy": ("GaussianMixture", "pinwheel"),
     "judge.delivered": ("delivered_by_samples", "delivered_w"),
     "judge.metrics": (
@@ -38,10 +44,7 @@ HOMES = {
     "teachers.mlp": ("MLP",),
     "teachers.stable_diffusion": ("base_denoiser", "open_pipeline", "v_schedule"),
     "teachers.unet": ("add_w_conditioning", "build_text_unet", "build_unet", "load"),
-    "training.loop": (
-        *("distill_progressively", "halvings", "stage_one_loss", "stage_two_loss"),
-        *("teacher_loss", "train"),
-    ),
+    "training.loop": ("distill_progressively", "train"),
 }
 __all__ = sorted(name for names in HOMES.values() for name in names)  # noqa: PLE0605
 

@@ -414,7 +414,7 @@ def _export(given) -> dict:
     Text-to-image students become a StableDiffusionPipeline, class-conditional ones a pipeline whose
     code lies in the folder. The model card says which steps and weights it was trained for.
     """
-    from cfgdistill.data.encoders import TextEncoder
+    from cfgdistill.data.text import TextEncoder
     from cfgdistill.export.stock import export
 
     given.folder = _place(given.folder)
@@ -478,7 +478,7 @@ def _out_of(recipe: Recipe, folder: str) -> Path:
 
 def _base_text(recipe: Recipe):
     """The text encoder of a Stable Diffusion pipeline; None for models with one of their own."""
-    from cfgdistill.data.encoders import TextEncoder
+    from cfgdistill.data.text import TextEncoder
     from cfgdistill.teachers.stable_diffusion import open_pipeline
 
     if recipe.base is None:

@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from cfgdistill import CosineSchedule, GuidedDenoiser, ddim, get_recipe, guide, last, train
 from cfgdistill.core.guidance import embed_w
-from cfgdistill.data.base import load_data
+from cfgdistill.core.stage_two import stage_two_loss
+from cfgdistill.data.named import load_data
 from cfgdistill.teachers.unet import TIMESTEPS, W_FEATURES, add_w_conditioning, build_unet
 from cfgdistill.training.checkpoints import provenance, write_text
 from cfgdistill.training.environment import flag, mixed_precision
-from cfgdistill.training.loop import Draw, stage_two_loss
+from cfgdistill.training.randomness import Draw
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STEPS = 8  # of the samplers, and of the student whose update is measured

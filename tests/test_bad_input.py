@@ -20,12 +20,13 @@ from cfgdistill import (
     last,
     train,
 )
-from cfgdistill.data.base import load_data
+from cfgdistill.core.losses import teacher_loss
+from cfgdistill.core.stage_two import halvings
+from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
 from cfgdistill.judge.metrics import Classifier
 from cfgdistill.teachers.unet import add_w_conditioning, build_unet, load
 from cfgdistill.training.checkpoints import load_weights, read_tensors, refuse_other, save_weights
-from cfgdistill.training.loop import halvings, teacher_loss
 
 
 def refused(match, kind=ValueError):

@@ -19,7 +19,7 @@ from torch import nn
 import cfgdistill
 from cfgdistill import Denoiser, GuidedDenoiser
 from cfgdistill.core.schedules import DiscreteSchedule
-from cfgdistill.data.encoders import cached
+from cfgdistill.data.latents import cached
 from cfgdistill.training import checkpoints
 from cfgdistill.training.checkpoints import (
     fingerprint,

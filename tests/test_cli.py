@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from cfgdistill import Recipe, cli, get_recipe
-from cfgdistill.data import base as data
+from cfgdistill.data import named as data
 from cfgdistill.teachers.unet import load
 from cfgdistill.training.checkpoints import read_card, read_tensors, write_text
 

@@ -12,7 +12,7 @@ import pytest
 
 import cfgdistill
 from cfgdistill import Recipe, get_recipe
-from cfgdistill.core.distillation import WEIGHTINGS
+from cfgdistill.core.losses import WEIGHTINGS
 from cfgdistill.core.names import one_of
 from cfgdistill.core.parameterization import PREDICTION_TYPES
 from cfgdistill.course.recipes import PROFILES, RECIPES, SPECIAL, WORDS, as_recipe

@@ -11,7 +11,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from cfgdistill.data.base import CIFAR10_CLASSES, Data, load_captioned, load_data
+from cfgdistill.data.base import Data
+from cfgdistill.data.captioned import load_captioned
+from cfgdistill.data.named import CIFAR10_CLASSES, load_data
 
 DIGITS_HASH = {
     "train": "37d15a4ce8c5ff26a58b9202fdf0daf4d6c7e5ad041e8f5885af4b35e002a13c",
@@ -174,7 +176,7 @@ def test_the_cifar10_test_split_has_its_known_bytes_and_1000_images_of_each_clas
 @pytest.fixture
 def small(monkeypatch):
     """As if CIFAR-10 had 20 images in each split."""
-    monkeypatch.setattr("cfgdistill.data.base.CIFAR10_ROWS", {"train": 20, "test": 20})
+    monkeypatch.setattr("cfgdistill.data.named.CIFAR10_ROWS", {"train": 20, "test": 20})
 
 
 def write_parquet(

@@ -23,7 +23,7 @@ from cfgdistill import (
 )
 from cfgdistill.core.editing import image_to_image, inpaint
 from cfgdistill.course import stages
-from cfgdistill.data.base import load_data
+from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
 from cfgdistill.judge.metrics import evaluate, generate
 from cfgdistill.judge.plotting import save_images

@@ -17,8 +17,10 @@ from cfgdistill import (
     progressive_loss,
     progressive_target,
 )
-from cfgdistill.core.distillation import balance, snr, snr_plus_one, truncated_snr
-from cfgdistill.training.loop import Draw, stage_one_loss, stage_two_loss, teacher_loss
+from cfgdistill.core.losses import balance, snr, snr_plus_one, teacher_loss, truncated_snr
+from cfgdistill.core.stage_one import stage_one_loss
+from cfgdistill.core.stage_two import stage_two_loss
+from cfgdistill.training.randomness import Draw
 
 COND, W = torch.tensor([0, 1, 2, 1]), torch.tensor([0.0, 0.7, 2.0, 4.0], dtype=torch.float64)
 

@@ -11,19 +11,20 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from cfgdistill import Denoiser, GuidedDenoiser, get_recipe
 from cfgdistill.data.base import Data
-from cfgdistill.data.encoders import (
+from cfgdistill.data.latents import (
     Autoencoder,
     Latents,
     VAEEncoder,
     _ThereAndBack,
     autoencoder_loss,
-    build_text_encoder,
     cached_latents,
     psnr,
 )
+from cfgdistill.data.text import build_text_encoder
 from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, load
 from cfgdistill.training.checkpoints import save_weights
-from cfgdistill.training.loop import Draw, train
+from cfgdistill.training.loop import train
+from cfgdistill.training.randomness import Draw
 
 CAPTIONS = ["red apple", "green apple", "cat face", "blue heart", "grinning cat with smiling eyes"]
 

@@ -20,9 +20,10 @@ from cfgdistill import (
     stochastic,
     translate,
 )
-from cfgdistill.data.base import load_data
+from cfgdistill.core.stage_two import stage_two_loss
+from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import GaussianMixture
-from cfgdistill.training.loop import Draw, stage_two_loss
+from cfgdistill.training.randomness import Draw
 
 SCHEDULE = CosineSchedule()
 STD = 0.4
@@ -266,7 +267,7 @@ def test_an_encoder_refuses_to_decode_and_a_decoder_to_encode_in_a_sentence():
         with pytest.raises(
             ValueError,
             match=rf"for the sampler 'ddim_encode', not '{other.__name__}': "
-            r"call sampling.ddim_encode, or load the student of the other sampler",
+            r"call ddim_encode, or load the student of the other sampler",
         ):
             other(encoder, x, 2)
     with pytest.raises(ValueError, match="for the sampler 'ddim', not 'ddim_encode'"):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from cfgdistill import Denoiser, ddim, last
 from cfgdistill.core.schedules import CosineSchedule
-from cfgdistill.data.encoders import build_text_encoder
+from cfgdistill.data.text import build_text_encoder
 from cfgdistill.export.stock import _class_pipeline, export, stock_scheduler
 from cfgdistill.teachers.unet import build_text_unet, build_unet
 

@@ -7,7 +7,8 @@ import torch
 from helpers import Wave
 
 from cfgdistill import CosineSchedule, Denoiser, GuidedDenoiser, ancestral, ddim, last, stochastic
-from cfgdistill.data.base import Data, load_data
+from cfgdistill.data.base import Data
+from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
 from cfgdistill.judge import metrics
 from cfgdistill.judge.metrics import (
@@ -491,7 +492,7 @@ def clip(tmp_path_factory):
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from cfgdistill.data.encoders import build_tokenizer
+    from cfgdistill.data.text import build_tokenizer
 
     tokenizer = build_tokenizer(APPLES, 600, 12)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}

@@ -7,7 +7,7 @@ import torch
 from helpers import known_alpha_sigma, schedules
 
 from cfgdistill import CosineSchedule, Prediction, convert
-from cfgdistill.core.distillation import snr, snr_plus_one, truncated_snr, weighted_error
+from cfgdistill.core.losses import snr, snr_plus_one, truncated_snr, weighted_error
 
 
 def made(name, t, seed=0):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cfgdistill.data.base import load_data, whole_levels
+from cfgdistill.data.base import whole_levels
+from cfgdistill.data.named import load_data
 from cfgdistill.judge.plotting import save_images
 
 

@@ -18,8 +18,8 @@ from cfgdistill import cli, get_recipe
 from cfgdistill.course import pretrained, stages
 from cfgdistill.course.pretrained import copy_pretrained, use_pretrained
 from cfgdistill.course.recipes import as_recipe
-from cfgdistill.data.base import load_data
-from cfgdistill.data.encoders import VAEEncoder
+from cfgdistill.data.latents import VAEEncoder
+from cfgdistill.data.named import load_data
 from cfgdistill.teachers.unet import load
 from cfgdistill.training.checkpoints import read_card, read_tensors
 

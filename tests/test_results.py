@@ -9,7 +9,7 @@ import torch
 from helpers import script
 
 from cfgdistill import GuidedDenoiser, get_recipe
-from cfgdistill.data.base import load_data
+from cfgdistill.data.named import load_data
 from cfgdistill.judge.metrics import Classifier, Judge, evaluate
 from cfgdistill.teachers.unet import build_unet
 

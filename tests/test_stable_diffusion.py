@@ -15,10 +15,12 @@ from diffusers import (
 
 import cfgdistill.training.loop as training
 from cfgdistill import Denoiser, GuidedDenoiser, cli, ddim, get_recipe, last
+from cfgdistill.core.losses import teacher_loss
 from cfgdistill.core.schedules import DiscreteSchedule
 from cfgdistill.course import stages
-from cfgdistill.data.base import load_captioned
-from cfgdistill.data.encoders import Latents, TextEncoder, VAEEncoder
+from cfgdistill.data.captioned import load_captioned
+from cfgdistill.data.latents import Latents, VAEEncoder
+from cfgdistill.data.text import TextEncoder
 from cfgdistill.export.stock import export
 from cfgdistill.teachers.stable_diffusion import (
     OWN_W,
@@ -40,7 +42,7 @@ from cfgdistill.teachers.unet import (
     open_unet,
 )
 from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
-from cfgdistill.training.loop import teacher_loss, train
+from cfgdistill.training.loop import train
 from cfgdistill.training.randomness import random_at
 
 CAPTIONS = ["a red apple", "two cats"]

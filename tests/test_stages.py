@@ -13,10 +13,10 @@ import torch
 
 from cfgdistill import GuidedDenoiser, ancestral, ddim, get_recipe, last, stochastic
 from cfgdistill.course import stages
-from cfgdistill.data.base import load_data
+from cfgdistill.data.named import load_data
 from cfgdistill.teachers.unet import build_unet, load
 from cfgdistill.training.checkpoints import read_card
-from cfgdistill.training.loop import Draw
+from cfgdistill.training.randomness import Draw
 
 TINY = dict(channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=4)
 TINY |= dict(images=40, late_rate=2.0, batch_distill=2)

@@ -17,8 +17,10 @@ from cfgdistill import (
     stochastic,
 )
 from cfgdistill.core.samplers import renoise
+from cfgdistill.core.stage_two import stage_two_loss
 from cfgdistill.data.toy import GaussianMixture
-from cfgdistill.training.loop import Draw, distill_progressively, stage_two_loss
+from cfgdistill.training.loop import distill_progressively
+from cfgdistill.training.randomness import Draw
 
 SCHEDULE = CosineSchedule()
 INTERVALS = [(0.0, 0.5), (0.25, 0.5), (0.5, 0.75), (0.1, 0.11), (0.9, 1.0)]
@@ -162,7 +164,7 @@ def test_a_guided_teacher_and_a_stage_one_student_take_either_sampler():
 
 
 def test_the_halving_loop_makes_stochastic_students_and_the_last_one_is_a_copy():
-    from cfgdistill.data.base import load_data
+    from cfgdistill.data.named import load_data
 
     teacher = tiny_mlp(w_range=(0.0, 4.0))
     students = list(

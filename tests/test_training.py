@@ -20,13 +20,16 @@ from accelerate import PartialState
 from helpers import tiny_mlp
 
 from cfgdistill import CosineSchedule, Denoiser, GuidedDenoiser, distill_progressively, train
-from cfgdistill.data.base import load_data
+from cfgdistill.core.losses import teacher_loss
+from cfgdistill.core.stage_one import stage_one_loss
+from cfgdistill.core.stage_two import halvings, stage_two_loss
+from cfgdistill.data.named import load_data
 from cfgdistill.teachers.unet import load
 from cfgdistill.training import loop as training
 from cfgdistill.training import randomness
 from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
 from cfgdistill.training.environment import mixed_precision
-from cfgdistill.training.loop import halvings, reset, stage_one_loss, stage_two_loss, teacher_loss
+from cfgdistill.training.loop import reset
 from cfgdistill.training.randomness import Draw, random_at
 
 DATA = load_data("toy", images=300)

@@ -8,10 +8,11 @@ from helpers import TINY, tiny_mlp, tiny_text_student, with_w
 
 from cfgdistill import GuidedDenoiser, ddim, get_recipe, guidance_matching_loss, last
 from cfgdistill.core.guidance import embed_w
-from cfgdistill.data.base import load_data
+from cfgdistill.core.losses import teacher_loss
+from cfgdistill.data.named import load_data
 from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet, load
 from cfgdistill.training.checkpoints import save_weights
-from cfgdistill.training.loop import reset, teacher_loss, train
+from cfgdistill.training.loop import reset, train
 
 RECIPE = get_recipe("digits", "smoke", channels=(8, 16), batch=4)
 

@@ -114,7 +114,7 @@ class Denoiser(nn.Module):
         if self.sampler is not None and sampler != self.sampler:
             raise ValueError(
                 f"This student was distilled for the sampler {self.sampler!r}, not {sampler!r}: "
-                f"call sampling.{self.sampler}, or load the student of the other sampler."
+                f"call {self.sampler}, or load the student of the other sampler."
             )
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}.")

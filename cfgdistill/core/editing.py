@@ -1,7 +1,7 @@
 """Editing with a distilled model, in 2 to 4 evaluations: image to image, and inpainting.
 
 Both start or stay on the grid t = i/N that a student of N steps was trained on. Style transfer
-needs no more than `sampling.translate` with a distilled encoder.
+needs no more than `samplers.translate` with a distilled encoder.
 """
 
 from collections.abc import Iterator

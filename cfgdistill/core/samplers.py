@@ -25,19 +25,6 @@ def ddim_step(pred: Prediction, s: PerExample, schedule: Schedule) -> Example:
     return z_s.to(pred.x.dtype)
 
 
-def implied_v(
-    z_t: Example, z_s: Example, t: PerExample, s: PerExample, schedule: Schedule
-) -> Example:
-    """The v whose one step from z_t at time t lands on z_s at time s; t and s must differ.
-
-    v = (z_s - cos(d) z_t) / sin(d), d = phi_s - phi_t. The same target as Salimans & Ho 2022,
-    algorithm 2, but without their division by alpha or sigma: it holds at t = 1, at t = 0, and in
-    both directions of time.
-    """
-    d = expand(schedule.angle(s) - schedule.angle(t), z_t)
-    return ((z_s - d.cos() * z_t) / d.sin()).to(z_t.dtype)
-
-
 def ddim(
     denoiser, z: Example, steps: int, cond: Tensor | None = None, w: Number | None = None
 ) -> Iterator[Example]:

@@ -146,7 +146,7 @@ def _sides(words: str, multiple: int, least: int) -> tuple[str, Callable]:
 WORDS = {
     "precision": ("full", "mixed"),
     "prediction_type": ("v", "eps", "x"),
-    "weighting": ("snr", "truncated_snr", "snr_plus_one"),  # distillation.WEIGHTINGS
+    "weighting": ("snr", "truncated_snr", "snr_plus_one"),  # losses.WEIGHTINGS
 }
 CHANNELS = "multiples of 8, one per resolution, such as (24, 48)"  # normalised in groups of 8
 KINDS = {

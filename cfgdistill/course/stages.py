@@ -19,20 +19,24 @@ from torch import Tensor
 
 import cfgdistill.teachers.stable_diffusion as stable_diffusion
 from cfgdistill.core.denoiser import Denoiser
-from cfgdistill.core.distillation import WEIGHTINGS, Weighting, snr, snr_plus_one, truncated_snr
 from cfgdistill.core.guidance import GuidedDenoiser
+from cfgdistill.core.losses import (
+    WEIGHTINGS,
+    Weighting,
+    snr,
+    snr_plus_one,
+    teacher_loss,
+    truncated_snr,
+)
 from cfgdistill.core.names import one_of
 from cfgdistill.core.samplers import ddim
+from cfgdistill.core.stage_one import stage_one_loss
 from cfgdistill.course.recipes import Recipe, get_recipe
-from cfgdistill.data.base import Data, load_captioned, load_data
-from cfgdistill.data.encoders import (
-    Autoencoder,
-    Latents,
-    VAEEncoder,
-    autoencoder_loss,
-    build_text_encoder,
-    cached,
-)
+from cfgdistill.data.base import Data
+from cfgdistill.data.captioned import load_captioned
+from cfgdistill.data.latents import Autoencoder, Latents, VAEEncoder, autoencoder_loss, cached
+from cfgdistill.data.named import load_data
+from cfgdistill.data.text import build_text_encoder
 from cfgdistill.judge.delivered import delivered_by_samples
 from cfgdistill.judge.metrics import (
     Classifier,
@@ -45,13 +49,7 @@ from cfgdistill.judge.metrics import (
 )
 from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
 from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_text
-from cfgdistill.training.loop import (
-    distill_progressively,
-    reset,
-    stage_one_loss,
-    teacher_loss,
-    train,
-)
+from cfgdistill.training.loop import distill_progressively, reset, train
 from cfgdistill.training.randomness import seeded
 
 

@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 import torch
 
-from cfgdistill.data.base import Data, _column, _from_hub, _parts_of, _splits_of, _square, last_line
+from cfgdistill.data.base import Data
+from cfgdistill.data.captioned import splits_of
+from cfgdistill.data.tables import column, hub_splits, last_line, parts_of, square
 from cfgdistill.training.checkpoints import alone, write_text
 
 CHUNK = 256  # images that are decoded together
@@ -94,11 +96,11 @@ def from_hub(
     """
     repository, _, configuration = name.partition(":")
     advice = "name a data set that can be reached, such as owner/name, or a folder."
-    splits = _from_hub(repository, f"The data set {name!r}", advice, configuration or None)
+    splits = hub_splits(repository, f"The data set {name!r}", advice, configuration or None)
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r}, only {', '.join(splits)}.")
     table, what = splits[split], f"{name}, split {split!r},"
-    image, text = _column(table, (image,), what), _column(table, (caption or label,), what)
+    image, text = column(table, (image,), what), column(table, (caption or label,), what)
 
     def read() -> Iterator:
         from datasets import Image
@@ -229,18 +231,18 @@ def _of_parquet(name, folder, split, size, images, mirror, image, *, label=(), c
     import pyarrow.parquet as parquet
     from datasets import Features
 
-    splits, what = _splits_of(folder), f"{folder}, split {split!r},"
+    splits, what = splits_of(folder), f"{folder}, split {split!r},"
     if split not in splits:
         raise ValueError(f"{folder} has no split {split!r}, only {', '.join(splits)}.")
     files = splits[split]
-    _parts_of(files, f"{folder}")
+    parts_of(files, f"{folder}")
     damaged = f"{what} cannot be read ({{}}): copy it again."
     try:
         schema = parquet.read_schema(files[0])
         columns = _Columns(schema.names, Features.from_arrow_schema(schema))
     except Exception as error:  # pyarrow has a dozen kinds
         raise OSError(damaged.format(last_line(error))) from error
-    image, text = (_column(columns, names, what) for names in (image, label or caption))
+    image, text = (column(columns, names, what) for names in (image, label or caption))
     try:
         own = parquet.read_table(files, columns=[text])[text].to_pylist()
     except Exception as error:
@@ -424,7 +426,7 @@ def _image(content: bytes | OSError, size: int) -> bytes | int | Exception:
             if min(image.size) < size:
                 return min(image.size)
             image.draft(None, (2 * size, 2 * size))  # a large JPEG need not be decoded in full
-            return _square(image, size).contiguous().numpy().tobytes()
+            return square(image, size).contiguous().numpy().tobytes()
     except Exception as error:  # of Pillow, zlib, struct and others
         return error
 

@@ -13,7 +13,8 @@ import torch
 
 from cfgdistill.core.denoiser import Denoiser
 from cfgdistill.core.schedules import Schedule
-from cfgdistill.data.encoders import TextEncoder, VAEEncoder
+from cfgdistill.data.latents import VAEEncoder
+from cfgdistill.data.text import TextEncoder
 from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
 
 MADE_WITH = (

@@ -18,16 +18,10 @@ from cfgdistill.core.guidance import GuidedDenoiser
 from cfgdistill.core.names import one_of
 from cfgdistill.core.samplers import ddim, last
 from cfgdistill.core.schedules import DiscreteSchedule
-from cfgdistill.data.base import last_line, load_captioned
-from cfgdistill.data.encoders import (
-    Latents,
-    TextEncoder,
-    VAEEncoder,
-    build_text_encoder,
-    cached,
-    cached_latents,
-    latents_key,
-)
+from cfgdistill.data.captioned import load_captioned
+from cfgdistill.data.latents import Latents, VAEEncoder, cached, cached_latents, latents_key
+from cfgdistill.data.tables import last_line
+from cfgdistill.data.text import TextEncoder, build_text_encoder
 from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub, name_and_revision
 from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.environment import default_device, mixed_precision

@@ -11,7 +11,7 @@ from cfgdistill.core.denoiser import Denoiser, unfreeze
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.names import one_of
 from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
-from cfgdistill.data.encoders import build_text_model, text_config
+from cfgdistill.data.text import build_text_model, text_config
 from cfgdistill.teachers.mlp import MLP
 from cfgdistill.training.checkpoints import fingerprint, load_weights, read_card
 from cfgdistill.training.environment import default_device

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -22,17 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from cfgdistill.core.denoiser import Denoiser
-from cfgdistill.core.distillation import (
-    Weighting,
-    balance,
-    diffusion_loss,
-    guidance_matching_loss,
-    progressive_loss,
-    snr_plus_one,
-)
-from cfgdistill.core.guidance import drop_condition, sample_w
+from cfgdistill.core.losses import Loss, Weighting, snr_plus_one
 from cfgdistill.core.names import one_of
-from cfgdistill.core.schedules import per_example
+from cfgdistill.core.stage_two import continue_a_halving, halvings, stage_two_loss
 from cfgdistill.training.checkpoints import (
     alone,
     fill,
@@ -47,7 +39,6 @@ from cfgdistill.training.checkpoints import (
 from cfgdistill.training.environment import HALF, default_device, flag, mixed_precision
 from cfgdistill.training.randomness import Draw, seed_at, seeded
 
-Loss = Callable[[nn.Module, Tensor, Tensor, Draw], Tensor]  # model, x, cond, draw -> [b]
 SAVE_MINUTES = 5.0  # what a crash costs at most; a checkpoint of a large network takes a while
 MOST_LOSSES = 500  # in a card: as many as a curve can show
 
@@ -58,96 +49,6 @@ class Update(NamedTuple):
     number: int
     loss: float
     rate: float
-
-
-# ---- what the three stages minimise ---------------------------------------------------------
-
-# How far one call of each sampler leads towards the data, in units of 1/N.
-JUMPS = {"ddim": 1, "stochastic": 2, "ddim_encode": -1}
-
-
-def teacher_loss(
-    null: int | Tensor, drop: float, weighting: Weighting = snr_plus_one, t_power: float = 1.0
-) -> Loss:
-    """The diffusion loss, with the condition replaced by null with probability `drop`.
-
-    t = u^t_power with u ~ U[0, 1]: at 1 uniform, at 1/2 with density 2 t. The condition decides
-    at the noisy end, so a smaller power makes the network listen sooner, at some cost in detail.
-    """
-
-    def loss(denoiser, x, cond, draw):
-        cond, t = drop_condition(cond, null, drop, draw.uniform()), draw.uniform() ** t_power
-        eps = draw.normal(x.shape[1:])
-        return diffusion_loss(denoiser, x, cond, t, eps=eps, weighting=weighting)
-
-    return loss
-
-
-def stage_one_loss(
-    teacher,
-    w_range: tuple[float, float],
-    *,
-    w_power: float = 1.0,
-    balanced: bool = False,
-    weighting: Weighting = snr_plus_one,
-) -> Loss:
-    """Guidance matching at random w (see `sample_w`) and t ~ U[0, 1]; `balanced`: see `balance`.
-
-    The teacher is put into its mode for use: its dropout is no part of what it knows.
-    """
-    teacher.eval()
-
-    def loss(student, x, cond, draw):
-        w, t = sample_w(draw.uniform(), w_range, w_power), draw.uniform()
-        eps = draw.normal(x.shape[1:])
-        losses = guidance_matching_loss(
-            student, teacher, x, cond, w, t, eps=eps, weighting=weighting
-        )
-        return balance(w) * losses if balanced else losses
-
-    return loss
-
-
-def stage_two_loss(
-    teacher,
-    steps: int,
-    w_range: tuple[float, float] | None,
-    *,
-    sampler: str = "ddim",
-    w_power: float = 1.0,
-    balanced: bool = False,
-    weighting: Weighting = snr_plus_one,
-    drop: float = 0.0,
-) -> Loss:
-    """Progressive distillation to N = `steps` steps, from the times at which its sampler calls.
-
-    One student step does two of its teacher's, which take 2N. From t = i/N, i uniform in 1 .. N,
-    they lead down by 1/N for "ddim", and by 2/N for "stochastic", whose jumps are of double length
-    (from 1/N to 0 it does one). For "ddim_encode" they lead up by 1/N from 0, ..., 1 - 1/N.
-    Without a w range the networks take no w: plain progressive distillation. `drop` is the
-    probability of the null label, for a student that is to be both halves of a guided pair.
-    The teacher is put into its mode for use.
-    """
-    teacher.eval()
-    jump = JUMPS[one_of("sampler", sampler, JUMPS)]
-
-    def loss(student, x, cond, draw):
-        _continue_a_halving(teacher, steps, sampler)
-        w = sample_w(draw.uniform(), w_range, w_power) if w_range is not None else None
-        if drop:
-            cond = drop_condition(cond, teacher.num_classes, drop, draw.uniform())
-        i = per_example(draw.integers(steps), x) + (jump > 0)
-        t, mid, s = ((i - back).clamp_min(0) / steps for back in (0, jump / 2, jump))
-        eps = draw.normal(x.shape[1:])
-        losses = progressive_loss(
-            student, teacher, x, cond, w, t, s, mid=mid, eps=eps, weighting=weighting
-        )
-        return balance(w) * losses if balanced else losses
-
-    return loss
-
-
-# ---- the loop -------------------------------------------------------------------------------
 
 
 def train(
@@ -332,17 +233,6 @@ def train(
         raise KeyboardInterrupt(f"Stopped after {name}, which is finished.")
 
 
-def halvings(start: int) -> list[int]:
-    """[start, start/2, ..., 1]; start must be a power of two."""
-    if start < 1 or start & (start - 1):
-        low = 2 ** max(start, 1).bit_length() // 2
-        raise ValueError(
-            f"steps must be a power of two, not {start}: each halving takes two steps at once. "
-            f"Try {low} or {2 * low}."
-        )
-    return [start >> k for k in range(start.bit_length())]
-
-
 def distill_progressively(
     teacher: Denoiser,
     data,
@@ -379,7 +269,7 @@ def distill_progressively(
     one is has done its work as a teacher: it is left out. A teacher that is itself a student goes
     on as it began: with its own sampler, from half as many steps.
     """
-    _continue_a_halving(teacher, start, sampler)
+    continue_a_halving(teacher, start, sampler)
     at = {n: None if folder is None else Path(folder) / f"steps-{n}" for n in halvings(start)}
     last = min(
         (n for n, place in at.items() if place and (place / "card.json").exists()), default=0
@@ -433,20 +323,6 @@ def reset(net: nn.Module, seed: int = 0) -> None:
             own = [*part.parameters(recurse=False)]
             if hasattr(part, "reset_parameters") and any(p.requires_grad for p in own):
                 part.reset_parameters()
-
-
-def _continue_a_halving(teacher, steps: int, sampler: str) -> None:
-    """ValueError where a student of `steps` steps would not do two steps of its teacher in one."""
-    if getattr(teacher, "steps", None) not in (None, 2 * steps):
-        raise ValueError(
-            f"The teacher is a student of {teacher.steps} steps, and one of {steps} does not halve "
-            f"them: start with {teacher.steps // 2}, or with a teacher of any number of steps."
-        )
-    if getattr(teacher, "sampler", None) not in (None, sampler):
-        raise ValueError(
-            f"The teacher was distilled for the sampler {teacher.sampler!r}, so its students "
-            f"cannot be for {sampler!r}: start with a teacher that is for any sampler."
-        )
 
 
 def _adam(groups: list[dict], rate: float, eight_bit: bool) -> torch.optim.Optimizer:

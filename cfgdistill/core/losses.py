@@ -1,4 +1,4 @@
-"""The targets and losses of both stages. Nothing here trains: see `training`.
+"""How losses are weighted, and the loss of a teacher. Nothing here trains: see `training`.
 
 Losses are per example, [b]: the mean over an example's dimensions of omega * ||x - x_target||^2.
 They are computed as v errors: since x = alpha z - sigma v, the x error is sigma^2 times the v
@@ -11,11 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cfgdistill.core.guidance import drop_condition
 from cfgdistill.core.parameterization import Prediction
-from cfgdistill.core.samplers import ddim_step, implied_v
 from cfgdistill.core.schedules import Example, Number, PerExample, expand, per_example
 
 Weighting = Callable[[PerExample], PerExample]
+# model, x, cond, draw -> [b]; draw gives uniform() [b], normal(shape) and integers(high) [b].
+Loss = Callable[..., Tensor]
 
 
 def snr(logsnr: PerExample) -> PerExample:
@@ -70,7 +72,7 @@ def diffusion_loss(
     return weighted_error(pred, v, denoiser.schedule.logsnr(t), weighting)
 
 
-def _beside(teacher, x: Example):
+def beside(teacher, x: Example):
     """The teacher, moved to where x is: `train` moves the student and the data, and knows no other.
 
     It may be any callable with a schedule; one that does not say where it is, is left there.
@@ -80,65 +82,18 @@ def _beside(teacher, x: Example):
     return teacher
 
 
-def guidance_matching_loss(
-    student,
-    teacher,
-    x: Example,
-    cond: Tensor | None,
-    w: Number,
-    t: Number,
-    *,
-    eps: Example | None = None,
-    weighting: Weighting = snr_plus_one,
-) -> PerExample:
-    """Stage one of Meng et al. 2023: one network matches the guided pair at w, [b]."""
-    t, teacher = per_example(t, x), _beside(teacher, x)
-    z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
-    with torch.no_grad():
-        target = teacher(z, t, cond, w)
-    return weighted_error(student(z, t, cond, w), target.v, teacher.schedule.logsnr(t), weighting)
+def teacher_loss(
+    null: int | Tensor, drop: float, weighting: Weighting = snr_plus_one, t_power: float = 1.0
+) -> Loss:
+    """The diffusion loss, with the condition replaced by null with probability `drop`.
 
-
-@torch.no_grad()
-def progressive_target(
-    teacher,
-    z: Example,
-    t: Number,
-    s: Number,
-    cond: Tensor | None = None,
-    w: Number | None = None,
-    *,
-    mid: Number | None = None,
-) -> Example:
-    """The v whose one step t -> s equals two teacher steps t -> mid -> s, [b, *d].
-
-    Salimans & Ho 2022, algorithm 2, with the guidance weight held fixed on the way (Meng et
-    al. 2023, stage two). mid is half-way unless given. t may lie below s: then it is the target of
-    an encoder. Where mid = s there is no second step, and the target is the teacher's own v.
+    t = u^t_power with u ~ U[0, 1]: at 1 uniform, at 1/2 with density 2 t. The condition decides
+    at the noisy end, so a smaller power makes the network listen sooner, at some cost in detail.
     """
-    t, s, teacher = per_example(t, z), per_example(s, z), _beside(teacher, z)
-    mid = (t + s) / 2 if mid is None else per_example(mid, z)
-    z_mid = ddim_step(teacher(z, t, cond, w), mid, teacher.schedule)
-    z_s = ddim_step(teacher(z_mid, mid, cond, w), s, teacher.schedule)
-    z_s = torch.where(expand(mid == s, z), z_mid, z_s)
-    return implied_v(z, z_s, t, s, teacher.schedule)
 
+    def loss(denoiser, x, cond, draw):
+        cond, t = drop_condition(cond, null, drop, draw.uniform()), draw.uniform() ** t_power
+        eps = draw.normal(x.shape[1:])
+        return diffusion_loss(denoiser, x, cond, t, eps=eps, weighting=weighting)
 
-def progressive_loss(
-    student,
-    teacher,
-    x: Example,
-    cond: Tensor | None,
-    w: Number | None,
-    t: Number,
-    s: Number,
-    *,
-    mid: Number | None = None,
-    eps: Example | None = None,
-    weighting: Weighting = snr_plus_one,
-) -> PerExample:
-    """Stage two of Meng et al. 2023: one student step does two teacher steps, [b]."""
-    t = per_example(t, x)
-    z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
-    target = progressive_target(teacher, z, t, s, cond, w, mid=mid)
-    return weighted_error(student(z, t, cond, w), target, teacher.schedule.logsnr(t), weighting)
+    return loss
