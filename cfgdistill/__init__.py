@@ -11,13 +11,14 @@ HOMES = {
     "core.denoiser": ("Denoiser",),
     "core.editing": ("image_to_image", "inpaint", "strengths"),
     "core.guidance": (
-        *("GuidedDenoiser", "drop_condition", "embed_w", "guide", "sample_w"),
-        *("scale_from_w", "w_from_scale"),
+        *("GuidedDenoiser", "drop_condition", "embed_w", "sample_w", "scale_from_w"),
+        *("w_from_scale",),
     ),
     "core.losses": (
         *("balance", "diffusion_loss", "snr", "snr_plus_one", "teacher_loss", "truncated_snr"),
     ),
     "core.parameterization": ("Prediction", "convert"),
+    "core.rules": ("Point", "Rule", "guide"),
     "core.samplers": (
         *("ancestral", "ddim", "ddim_encode", "ddim_step", "last", "renoise", "stochastic"),
         "translate",

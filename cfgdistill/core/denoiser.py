@@ -1,14 +1,21 @@
 """The one call every model answers: `denoiser(z, t, cond, w) -> Prediction(x, eps, v)`."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from cfgdistill.core.parameterization import PREDICTION_TYPES, Prediction, convert
-from cfgdistill.core.schedules import Example, Number, Schedule, per_example
+from cfgdistill.core.schedules import (
+    Example,
+    Number,
+    Schedule,
+    Weights,
+    per_example,
+    weights,
+)
 
 
 class Denoiser(nn.Module):
@@ -19,7 +26,8 @@ class Denoiser(nn.Module):
     steps:            the sampler steps it was distilled for; None: any number (continuous time)
     sampler:          the sampler it was distilled for: "ddim", "stochastic" or, upwards,
                       "ddim_encode"; None: any
-    w_range:          the guidance weights it was trained for; None: no limits are known
+    w_range:          the guidance weights it was trained for, (low, high), or one such pair for
+                      each of several strengths; None: no limits are known
     num_classes:      labels run from 0 to num_classes - 1, and num_classes itself is the null
                       label; None: the condition is not a label
 
@@ -34,7 +42,7 @@ class Denoiser(nn.Module):
         *,
         steps: int | None = None,
         sampler: str | None = None,
-        w_range: tuple[float, float] | None = None,
+        w_range: Sequence | None = None,
         num_classes: int | None = None,
     ):
         super().__init__()
@@ -67,13 +75,19 @@ class Denoiser(nn.Module):
         z: Example,
         t: Number,
         cond: Tensor | None = None,
-        w: Number | None = None,
+        w: Weights | None = None,
     ) -> Prediction:
-        """z [b, *d], t [b] in [0, 1], cond [b, ...], w [b] -> Prediction, each part [b, *d]."""
+        """z [b, *d], t [b] in [0, 1], cond [b, ...], w [b] or [b, k] -> Prediction, parts [b, *d].
+
+        w may be a function of t, such as guidance in an interval: a network that takes a weight
+        takes another one in every call.
+        """
         t = per_example(t, z)
-        w = None if w is None else per_example(w, z)
+        w = None if w is None else weights(w, z, t)
         if cond is not None and len(cond) != len(z):
             raise ValueError(f"{len(cond)} conditions for {len(z)} examples: pass one for each.")
+        if w is not None and self.w_range is not None:
+            check_number(1 if w.ndim == 1 else w.shape[1], self.w_range)
         self.evaluations.add_(1)
         output = self.net(z, t, cond, w)
         if output.shape != z.shape:
@@ -108,7 +122,7 @@ class Denoiser(nn.Module):
         }
 
     def check(
-        self, steps: int, cond: Tensor | None, w: Number | None, sampler: str = "ddim"
+        self, steps: int, cond: Tensor | None, w: Weights | None, sampler: str = "ddim"
     ) -> None:
         """One sentence about a request this model was not trained for, before any work is done."""
         if self.sampler is not None and sampler != self.sampler:
@@ -127,12 +141,9 @@ class Denoiser(nn.Module):
         check_labels(cond, self.num_classes)
         if self.w_range is not None:
             if w is None:
-                raise ValueError(
-                    "This network takes a guidance weight: pass w in [{:g}, {:g}].".format(
-                        *self.w_range
-                    )
-                )
-            check_w(w, *self.w_range)
+                said = " and ".join(f"[{low:g}, {high:g}]" for low, high in ranges(self.w_range))
+                raise ValueError(f"This network takes a guidance weight: pass w in {said}.")
+            check_weights(w, self.w_range, steps, sampler)
 
 
 def unfreeze(net: nn.Module) -> None:
@@ -155,15 +166,49 @@ def unfreeze(net: nn.Module) -> None:
 W_LIMIT = 1000.0  # of a model without a range; (1 + w) times a prediction is nonsense long before
 
 
-def check_w(w: Number, low: float, high: float) -> None:
+def check_w(w: Number, low: float, high: float, name: str = "w") -> None:
     """Guidance weights must lie in [low, high]."""
     smallest, largest = (w, w) if not isinstance(w, Tensor) else (w.min().item(), w.max().item())
     if not low <= smallest <= largest <= high:  # so written, NaN is refused as well
         worst = largest if largest > high else smallest
         raise ValueError(
-            f"w = {worst:g} is outside [{low:g}, {high:g}]: choose a guidance weight in that range "
-            "(w = 0 is no guidance; diffusers' guidance_scale is 1 + w)."
+            f"{name} = {worst:g} is outside [{low:g}, {high:g}]: choose a guidance weight in that "
+            "range (w = 0 is no guidance; diffusers' guidance_scale is 1 + w)."
         )
+
+
+def ranges(w_range: Sequence) -> Sequence[Sequence[float]]:
+    """A range (low, high), or several of them, as several."""
+    return w_range if isinstance(w_range[0], Sequence) else (w_range,)
+
+
+def check_number(given: int, w_range: Sequence) -> None:
+    """As many strengths must be given as there are ranges."""
+    taken = len(ranges(w_range))
+    if given != taken:
+        how = "the one number it is" if taken == 1 else f"a tuple of {taken}"
+        raise ValueError(
+            f"This network takes {taken} guidance strength{'s' * (taken > 1)}, not {given}: pass w "
+            f"as {how}."
+        )
+
+
+def check_weights(w: Weights, w_range: Sequence | None, steps: int, sampler: str = "ddim") -> None:
+    """A weight, each of several strengths, or w(t) wherever a sampler asks, must be in its range.
+
+    Without a range, as for guided teachers, they may be any that make sense.
+    """
+    if callable(w):
+        for i in range(steps):  # upwards from 0, else down to the step before it
+            t = torch.tensor([(i if sampler == "ddim_encode" else i + 1) / steps])
+            check_weights(w(t), w_range, steps)
+        return
+    each = w.unbind(1) if isinstance(w, Tensor) and w.ndim == 2 else w
+    each = each if isinstance(each, Sequence) else (each,)
+    known = ranges(w_range or ((0.0, W_LIMIT),) * len(each))
+    check_number(len(each), known)
+    for i, (one, (low, high)) in enumerate(zip(each, known, strict=True)):
+        check_w(one, low, high, "w" if len(each) == 1 else f"w[{i}]")
 
 
 def check_labels(cond: Tensor | None, num_classes: int | None) -> None:

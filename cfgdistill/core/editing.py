@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from cfgdistill.core.samplers import walk
-from cfgdistill.core.schedules import Example, Number, PerExample, per_example
+from cfgdistill.core.schedules import Example, PerExample, Weights, per_example
 
 
 def strengths(steps: int) -> list[float]:
@@ -24,7 +24,7 @@ def image_to_image(
     steps: int,
     strength: float,
     cond: Tensor | None = None,
-    w: Number | None = None,
+    w: Weights | None = None,
 ) -> Iterator[Example]:
     """SDEdit (Meng et al. 2022) on the grid of N steps; yields every z, the last is the image.
 
@@ -46,7 +46,7 @@ def inpaint(
     steps: int,
     strength: float = 1.0,
     cond: Tensor | None = None,
-    w: Number | None = None,
+    w: Weights | None = None,
 ) -> Iterator[Example]:
     """Repaint x [b, *d] where mask [b, 1, h, h] is 1 and keep it where it is 0; yields every z.
 

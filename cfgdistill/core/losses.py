@@ -6,11 +6,12 @@ error, so a weighting omega(logsnr) of the paper becomes omega sigma^2 on v. In 
 weighting below is bounded, also at t = 0 and t = 1 where omega itself is 0 or infinite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from cfgdistill.core.denoiser import ranges
 from cfgdistill.core.guidance import drop_condition
 from cfgdistill.core.parameterization import Prediction
 from cfgdistill.core.schedules import Example, Number, PerExample, expand, per_example
@@ -45,6 +46,15 @@ def balance(w: PerExample) -> PerExample:
     Without this factor the large w make nearly all of the gradient (see notebook 03).
     """
     return 1 / (1 + w).square()
+
+
+def can_be_balanced(w_range: Sequence | None, balanced: bool) -> None:
+    """ValueError where there is no one weight to balance a loss by."""
+    if balanced and (w_range is None or len(ranges(w_range)) > 1):
+        raise ValueError(
+            "To balance a loss is to divide it by (1 + w)^2, for which there has to be one weight "
+            "w: with several strengths, or none, leave balanced=False."
+        )
 
 
 def weighted_error(

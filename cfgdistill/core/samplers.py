@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from cfgdistill.core.parameterization import Prediction
-from cfgdistill.core.schedules import Example, Number, PerExample, Schedule, expand, per_example
+from cfgdistill.core.schedules import (
+    Example,
+    PerExample,
+    Schedule,
+    Weights,
+    expand,
+    per_example,
+    weights,
+)
 
 # One for all examples together, or one for each, so that an example does not depend on the others.
 Generator = torch.Generator | Sequence[torch.Generator] | None
@@ -26,18 +34,19 @@ def ddim_step(pred: Prediction, s: PerExample, schedule: Schedule) -> Example:
 
 
 def ddim(
-    denoiser, z: Example, steps: int, cond: Tensor | None = None, w: Number | None = None
+    denoiser, z: Example, steps: int, cond=None, w: Weights | None = None
 ) -> Iterator[Example]:
     """From noise z [b, *d] at t = 1 down to data, in equal steps of time; yields every z.
 
-    The last one is the sample. Costs `steps` calls of the denoiser.
+    The last one is the sample. Costs `steps` calls of the denoiser. w may be a function of time,
+    w(t [b]) -> a weight or [b] of them, which asks nothing of a student but its range.
     """
     denoiser.check(steps, cond, w)  # here, not in the generator: at the call, not at the first z
     return walk(denoiser, z, [i / steps for i in range(steps, -1, -1)], cond, w)
 
 
 def ddim_encode(
-    denoiser, x: Example, steps: int, cond: Tensor | None = None, w: Number | None = None
+    denoiser, x: Example, steps: int, cond=None, w: Weights | None = None
 ) -> Iterator[Example]:
     """The same flow upwards: from data x [b, *d] at t = 0 to the noise that decodes to it."""
     denoiser.check(steps, cond, w, "ddim_encode")
@@ -46,13 +55,16 @@ def ddim_encode(
 
 def walk(denoiser, z, times, cond, w, after_step=None) -> Iterator[Example]:
     """DDIM from each of `times` to the next; after_step(z, s), where given, may change every z."""
-    w = None if w is None else per_example(w, z)
     for t, s in pairwise([per_example(t, z) for t in times]):
         with torch.no_grad():  # not around the yield: there the caller's code runs
-            z = ddim_step(denoiser(z, t, cond, w), s, denoiser.schedule)
+            z = ddim_step(denoiser(z, t, cond, _at(w, z, t)), s, denoiser.schedule)
             if after_step is not None:
                 z = after_step(z, s)
         yield z
+
+
+def _at(w: Weights | None, z: Example, t: PerExample) -> Tensor | None:
+    return None if w is None else weights(w, z, t)
 
 
 def translate(
@@ -63,8 +75,8 @@ def translate(
     target: Tensor,
     steps: int,
     *,
-    w: Number | None = 0.0,
-    w_encode: Number | None = 0.0,
+    w: Weights | None = 0.0,
+    w_encode: Weights | None = 0.0,
 ) -> Example:
     """Style transfer (Meng et al. 2023): encode x under `source`, decode as `target`.
 
@@ -95,8 +107,8 @@ def stochastic(
     denoiser,
     z: Example,
     steps: int,
-    cond: Tensor | None = None,
-    w: Number | None = None,
+    cond=None,
+    w: Weights | None = None,
     generator: Generator = None,
 ) -> Iterator[Example]:
     """The N-step stochastic sampler of Meng et al. 2023: a jump of double length, then some noise.
@@ -114,8 +126,8 @@ def ancestral(
     denoiser,
     z: Example,
     steps: int,
-    cond: Tensor | None = None,
-    w: Number | None = None,
+    cond=None,
+    w: Weights | None = None,
     generator: Generator = None,
 ) -> Iterator[Example]:
     """DDPM's sampler: z_s is drawn from q(z_s | z_t, x) at the predicted x, in equal steps of time.
@@ -129,14 +141,13 @@ def ancestral(
 
 
 def _ancestral(denoiser, z, steps, cond, w, generator):
-    w = None if w is None else per_example(w, z)
     for i in range(steps, 0, -1):
         with torch.no_grad():
             t, s = (per_example(j / steps, z) for j in (i, i - 1))
             (alpha_t, sigma_t), (alpha_s, sigma_s) = map(denoiser.schedule.alpha_sigma, (t, s))
             variance = (sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)
             kept = (sigma_s**2 - variance).clamp_min(0).sqrt()
-            pred = denoiser(z, t, cond, w)
+            pred = denoiser(z, t, cond, _at(w, z, t))
             z_s = expand(alpha_s, z) * pred.x + expand(kept, z) * pred.eps
             if i > 1:
                 z_s = z_s + expand(variance.sqrt(), z) * _noise_like(z, generator)
@@ -155,11 +166,11 @@ def _noise_like(z, generator):
 
 
 def _jump_and_renoise(denoiser, z, steps, cond, w, generator):
-    schedule, w = denoiser.schedule, None if w is None else per_example(w, z)
+    schedule = denoiser.schedule
     for i in range(steps, 0, -1):
         with torch.no_grad():
             t, k, s = (per_example(max(i - jump, 0) / steps, z) for jump in (0, 2, 1))
-            z = ddim_step(denoiser(z, t, cond, w), k, schedule)
+            z = ddim_step(denoiser(z, t, cond, _at(w, z, t)), k, schedule)
             if i > 1:
                 z = renoise(z, _noise_like(z, generator), k, s, schedule)
         yield z

@@ -6,6 +6,7 @@ z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,6 +15,8 @@ from torch import Tensor
 PerExample = Float[Tensor, " b"]
 Example = Float[Tensor, " b *d"]
 Number = int | float | Tensor  # one number for all examples, or a tensor [b] with one for each
+# A guidance weight; k strengths, as a tuple or a tensor [b, k]; or what w(t) -> one of these says.
+Weights = Number | Sequence[Number] | Callable[[PerExample], object]
 
 LOGSNR_LIMIT = 20.0  # as in the official progressive-distillation code; log(alpha_1) is -inf
 
@@ -43,6 +46,19 @@ def per_example(value: Number, like: Example) -> PerExample:
             f"pass one number, or a tensor of shape [{len(like)}]."
         )
     return value if value.ndim else value.expand(len(like))
+
+
+def weights(
+    w: Weights, like: Example, t: PerExample
+) -> Float[Tensor, " b"] | Float[Tensor, " b k"]:
+    """Guidance weights at time t, as `per_example` gives them; several strengths as [b, k]."""
+    if callable(w):
+        w = w(t)
+    if isinstance(w, Tensor) and w.ndim == 2:
+        w = w.unbind(1)
+    if isinstance(w, Sequence):
+        return torch.stack([per_example(each, like) for each in w], 1)
+    return per_example(w, like)
 
 
 class Schedule(ABC):

@@ -1,25 +1,48 @@
 """Stage one: one network with an input w learns what the guided pair says."""
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
-from cfgdistill.core.guidance import sample_w
-from cfgdistill.core.losses import Loss, Weighting, balance, beside, snr_plus_one, weighted_error
-from cfgdistill.core.schedules import Example, Number, PerExample, per_example
+import torch
+
+from cfgdistill.core.guidance import draw_w
+from cfgdistill.core.losses import (
+    Loss,
+    Weighting,
+    balance,
+    beside,
+    can_be_balanced,
+    snr_plus_one,
+    weighted_error,
+)
+from cfgdistill.core.schedules import Example, Number, PerExample, Weights, per_example
+
+
+def refuse_steps(teacher) -> None:
+    """ValueError where what a teacher says depends on its steps, which stage one does not know."""
+    if getattr(teacher, "steps", None) is not None:
+        raise ValueError(
+            f"What this teacher says at a point is made for {teacher.steps} steps and depends on "
+            "where the step ends, so it is no function of z, t, cond and w for a network to learn: "
+            f"distil it by stage two, from {teacher.steps // 2} steps on."
+        )
 
 
 def guidance_matching_loss(
     student,
     teacher,
     x: Example,
-    cond: Tensor | None,
-    w: Number,
+    cond,
+    w: Weights,
     t: Number,
     *,
     eps: Example | None = None,
     weighting: Weighting = snr_plus_one,
 ) -> PerExample:
-    """Stage one of Meng et al. 2023: one network matches the guided pair at w, [b]."""
+    """Stage one of Meng et al. 2023: one network matches the guided pair at w, [b].
+
+    The guidance may be of any rule, if it depends on nothing but z, t, cond and w.
+    """
+    refuse_steps(teacher)
     t, teacher = per_example(t, x), beside(teacher, x)
     z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
     with torch.no_grad():
@@ -29,7 +52,7 @@ def guidance_matching_loss(
 
 def stage_one_loss(
     teacher,
-    w_range: tuple[float, float],
+    w_range: Sequence,
     *,
     w_power: float = 1.0,
     balanced: bool = False,
@@ -37,12 +60,16 @@ def stage_one_loss(
 ) -> Loss:
     """Guidance matching at random w (see `sample_w`) and t ~ U[0, 1]; `balanced`: see `balance`.
 
-    The teacher is put into its mode for use: its dropout is no part of what it knows.
+    The teacher may be guided by any rule but one that depends on the steps; w_range is (low, high),
+    or a pair for each of its several strengths. It is put into its mode for use: its dropout is no
+    part of what it knows.
     """
+    refuse_steps(teacher)
+    can_be_balanced(w_range, balanced)
     teacher.eval()
 
     def loss(student, x, cond, draw):
-        w, t = sample_w(draw.uniform(), w_range, w_power), draw.uniform()
+        w, t = draw_w(draw, w_range, w_power), draw.uniform()
         eps = draw.normal(x.shape[1:])
         losses = guidance_matching_loss(
             student, teacher, x, cond, w, t, eps=eps, weighting=weighting

@@ -1,13 +1,30 @@
 """Stage two: a student learns to do two of its teacher's steps in one, again and again."""
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
-from cfgdistill.core.guidance import drop_condition, sample_w
-from cfgdistill.core.losses import Loss, Weighting, balance, beside, snr_plus_one, weighted_error
+import torch
+
+from cfgdistill.core.guidance import draw_w, drop_condition
+from cfgdistill.core.losses import (
+    Loss,
+    Weighting,
+    balance,
+    beside,
+    can_be_balanced,
+    snr_plus_one,
+    weighted_error,
+)
 from cfgdistill.core.names import one_of
 from cfgdistill.core.samplers import ddim_step
-from cfgdistill.core.schedules import Example, Number, PerExample, Schedule, expand, per_example
+from cfgdistill.core.schedules import (
+    Example,
+    Number,
+    PerExample,
+    Schedule,
+    Weights,
+    expand,
+    per_example,
+)
 
 
 def implied_v(
@@ -29,16 +46,17 @@ def progressive_target(
     z: Example,
     t: Number,
     s: Number,
-    cond: Tensor | None = None,
-    w: Number | None = None,
+    cond=None,
+    w: Weights | None = None,
     *,
     mid: Number | None = None,
 ) -> Example:
     """The v whose one step t -> s equals two teacher steps t -> mid -> s, [b, *d].
 
     Salimans & Ho 2022, algorithm 2, with the guidance weight held fixed on the way (Meng et
-    al. 2023, stage two). mid is half-way unless given. t may lie below s: then it is the target of
-    an encoder. Where mid = s there is no second step, and the target is the teacher's own v.
+    al. 2023, stage two), unless it is w(t). mid is half-way unless given. t may lie below s: then
+    it is the target of an encoder. Where mid = s there is no second step, and the target is the
+    teacher's own v.
     """
     t, s, teacher = per_example(t, z), per_example(s, z), beside(teacher, z)
     mid = (t + s) / 2 if mid is None else per_example(mid, z)
@@ -52,8 +70,8 @@ def progressive_loss(
     student,
     teacher,
     x: Example,
-    cond: Tensor | None,
-    w: Number | None,
+    cond,
+    w: Weights | None,
     t: Number,
     s: Number,
     *,
@@ -75,7 +93,7 @@ JUMPS = {"ddim": 1, "stochastic": 2, "ddim_encode": -1}
 def stage_two_loss(
     teacher,
     steps: int,
-    w_range: tuple[float, float] | None,
+    w_range: Sequence | None,
     *,
     sampler: str = "ddim",
     w_power: float = 1.0,
@@ -92,12 +110,13 @@ def stage_two_loss(
     probability of the null label, for a student that is to be both halves of a guided pair.
     The teacher is put into its mode for use.
     """
+    can_be_balanced(w_range, balanced)
     teacher.eval()
     jump = JUMPS[one_of("sampler", sampler, JUMPS)]
 
     def loss(student, x, cond, draw):
         continue_a_halving(teacher, steps, sampler)
-        w = sample_w(draw.uniform(), w_range, w_power) if w_range is not None else None
+        w = draw_w(draw, w_range, w_power) if w_range is not None else None
         if drop:
             cond = drop_condition(cond, teacher.num_classes, drop, draw.uniform())
         i = per_example(draw.integers(steps), x) + (jump > 0)

@@ -10,9 +10,19 @@ from cfgdistill.core.schedules import PerExample
 
 
 class MLP(nn.Module):
-    """A small network net(z, t, cond, w) for the toy: what a student is, without the images."""
+    """A small network net(z, t, cond, w) for the toy: what a student is, without the images.
 
-    def __init__(self, dim: int = 2, num_classes: int = 3, width: int = 128, features: int = 32):
+    strengths: how many w it takes, each with Fourier features of its own
+    """
+
+    def __init__(
+        self,
+        dim: int = 2,
+        num_classes: int = 3,
+        width: int = 128,
+        features: int = 32,
+        strengths: int = 1,
+    ):
         super().__init__()
         self.config = {
             "net": "MLP",
@@ -20,11 +30,12 @@ class MLP(nn.Module):
             "num_classes": num_classes,
             "width": width,
             "features": features,
+            **({} if strengths == 1 else {"strengths": strengths}),
         }
         self.features = features
         self.label = nn.Embedding(num_classes + 1, width)
         self.time = nn.Linear(2 * features, width)
-        self.w_proj = nn.Linear(features, width, bias=False)
+        self.w_proj = nn.Linear(features * strengths, width, bias=False)
         nn.init.zeros_(self.w_proj.weight)  # a fresh student does not depend on w yet
         self.inner = nn.Linear(dim, width)
         self.layers = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(3))

@@ -1,13 +1,14 @@
 """diffusers' U-Net behind our call, and the ways to get one: new, with a w input, from a folder."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cfgdistill.core.denoiser import Denoiser, unfreeze
+from cfgdistill.core.denoiser import Denoiser, ranges, unfreeze
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.names import one_of
 from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
@@ -72,7 +73,9 @@ class _UNet(nn.Module):
             )
         # Entry k of a diffusers schedule is t = (k + 1) / T.
         k = self.timesteps * t - 1
-        condition["timestep_cond"] = None if w is None else embed_w(w, features).to(z.dtype)
+        if w is not None:
+            w = embed_w(w, features // (1 if w.ndim == 1 else w.shape[1])).to(z.dtype)
+        condition["timestep_cond"] = w
         return self._call(z, k, **condition)
 
     def _call(self, z: Example, k: PerExample, **condition) -> Example:
@@ -350,14 +353,15 @@ def _new_unet(recipe, channels: int, size: int, **blocks):
         )
 
 
-def add_w_conditioning(teacher: Denoiser, w_range: tuple[float, float]) -> Denoiser:
+def add_w_conditioning(teacher: Denoiser, w_range: Sequence) -> Denoiser:
     """A copy of the teacher's network with a w input that, so far, changes nothing.
 
-    diffusers leaves the new projection `cond_proj` at random. Here it is zero, so the student
+    w_range: (low, high), or a pair for each of several strengths, whose features stand side by
+    side. diffusers leaves the new projection `cond_proj` at random. Here it is zero, so the student
     starts as exactly the conditional teacher, for every w.
     """
     unet = copy.deepcopy(teacher.net.unet)
-    _add_cond_proj(unet)
+    _add_cond_proj(unet, len(ranges(w_range)))
     net = teacher.net.with_unet(unet)
     unfreeze(net)
     student = copy.deepcopy(teacher, {id(teacher.schedule): teacher.schedule, id(teacher.net): net})
@@ -365,12 +369,12 @@ def add_w_conditioning(teacher: Denoiser, w_range: tuple[float, float]) -> Denoi
     return student.to(next(teacher.parameters()).device).eval()
 
 
-def _add_cond_proj(unet) -> None:
+def _add_cond_proj(unet, strengths: int) -> None:
     """The layer that diffusers makes for `time_cond_proj_dim`, in float32, with weights of 0."""
-    embedding = unet.time_embedding
-    embedding.cond_proj = nn.Linear(W_FEATURES, embedding.linear_1.in_features, bias=False)
+    embedding, features = unet.time_embedding, strengths * W_FEATURES
+    embedding.cond_proj = nn.Linear(features, embedding.linear_1.in_features, bias=False)
     nn.init.zeros_(embedding.cond_proj.weight)
-    unet.register_to_config(time_cond_proj_dim=W_FEATURES)
+    unet.register_to_config(time_cond_proj_dim=features)
 
 
 def load(folder: str | Path) -> Denoiser:
@@ -397,7 +401,7 @@ def load(folder: str | Path) -> Denoiser:
 KINDS = {
     "steps": lambda v: v is None or type(v) is int and v > 0,
     "sampler": lambda v: v in (None, "ddim", "stochastic", "ddim_encode"),
-    "w_range": lambda v: v is None or _is_range(v),
+    "w_range": lambda v: v is None or _is_range(v) or _are_ranges(v),
     "num_classes": lambda v: v is None or type(v) is int and v > 0,
 }
 
@@ -405,6 +409,10 @@ KINDS = {
 def _is_range(v) -> bool:
     pair = isinstance(v, list) and len(v) == 2 and all(type(w) in (int, float) for w in v)
     return pair and v[0] <= v[1]
+
+
+def _are_ranges(v) -> bool:
+    return isinstance(v, list) and len(v) > 1 and all(map(_is_range, v))
 
 
 def _no_card(folder: str | Path, why: str) -> str:
@@ -440,8 +448,11 @@ def _build(model: dict) -> Denoiser:
             if kind == "ClassUNet"
             else TextUNet(unet, build_text_model(text), timesteps)
         )
-    low_high = model.pop("w_range")
-    return Denoiser(net, schedule, w_range=low_high and tuple(map(float, low_high)), **model)
+    known = model.pop("w_range")
+    if known is not None:
+        pairs = [tuple(map(float, pair)) for pair in ranges(known)]
+        known = pairs[0] if len(pairs) == 1 else tuple(pairs)
+    return Denoiser(net, schedule, w_range=known, **model)
 
 
 def _open_lora(config: dict) -> LoraUNet:
@@ -453,5 +464,5 @@ def _open_lora(config: dict) -> LoraUNet:
             "revision of then into its card, as name@revision, or train again."
         )
     if config["time_cond_proj_dim"] is not None:
-        _add_cond_proj(net.unet)
+        _add_cond_proj(net.unet, config["time_cond_proj_dim"] // W_FEATURES)
     return net
