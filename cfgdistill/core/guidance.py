@@ -89,7 +89,8 @@ class GuidedDenoiser(nn.Module):
 
         Classifier-free guidance costs two evaluations; what another rule costs it says itself.
         """
-        t, w = per_example(t, z), weights(w, z, t)
+        t = per_example(t, z)
+        w = weights(w, z, t)
         alpha, sigma = self.schedule.alpha_sigma(t)
         noise = (expand(a, z) for a in (t, alpha, sigma))
         at = Point(self.denoiser, z, *noise, cond, spread(self.null, cond))
