@@ -29,7 +29,7 @@ HOMES = {
         *("halvings", "implied_v", "progressive_loss", "progressive_target", "stage_two_loss"),
     ),
     "course.pretrained": ("use_pretrained",),
-    "course.recipes": ("Recipe", "get_recipe"),
+    "course.recipes": ("Recipe", "get_recipe", "recipe_like"),
     "data.base": ("Data",),
     "data.captioned": ("load_captioned",),
     "data.folder": ("from_folder", "from_hub"),

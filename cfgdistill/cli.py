@@ -138,10 +138,19 @@ def parser() -> argparse.ArgumentParser:
 
     def add_recipe(to: argparse.ArgumentParser) -> None:
         group = to.add_argument_group("the recipe", RECIPE)
+        group.add_argument("--dataset", help="digits, cifar10, imagenet64, emoji or sd (digits)")
+        group.add_argument("--profile", help=f"{', '.join(PROFILES)} (laptop)")
         group.add_argument(
-            "--dataset", default="digits", help="digits, cifar10, emoji or sd (digits)"
+            "--data",
+            help="images of your own: a folder that holds one of images for every class, or "
+            "owner/name on the hub",
         )
-        group.add_argument("--profile", default="laptop", help=f"{', '.join(PROFILES)} (laptop)")
+        group.add_argument(
+            "--like",
+            metavar="DATASET/PROFILE",
+            help="the row that your own images start from (cifar10/laptop; cifar10/colab on a GPU);"
+            " emoji/laptop or sd/colab for images with captions",
+        )
         group.add_argument("--out", default="out", help="models are kept there (out)")
         group.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="change an entry"
@@ -248,6 +257,7 @@ def _train(given) -> dict:
     import cfgdistill.course.stages as stages
 
     recipe, data = _recipe(given)
+    _propose(recipe, data, given.out)
     stages.train_teacher(recipe, data, given.out)
     return _trained(recipe, [stages.stage_folder(recipe, given.out, "teacher", stages.TEACHER)])
 
@@ -264,6 +274,7 @@ def _distill(given) -> dict:
     one_of("stage", given.stage, ("one", "two"))
     one_of("sampler", given.sampler, stages.FOLDERS)
     recipe, data = _recipe(given)
+    _propose(recipe, data, given.out)
     stages.train_stage_one(recipe, data, given.out)
     folders = [stages.stage_folder(recipe, given.out, "stage-one", stages.STAGE_ONE)]
     if given.stage == "two":
@@ -444,15 +455,40 @@ def _recipe(given):
     from cfgdistill.course.stages import load_recipe_data
 
     changes = dict(_change(item) for item in given.set)
-    recipe = get_recipe(given.dataset, given.profile, **changes)
+    if given.data is None:
+        if given.like is not None:
+            raise ValueError("--like says how to train on images of your own: name them in --data.")
+        recipe = get_recipe(given.dataset or "digits", given.profile or "laptop", **changes)
+    else:
+        from cfgdistill.course.own import recipe_for
+
+        if given.dataset or given.profile:
+            raise ValueError(
+                "Images of your own have no --dataset and no --profile: say --like cifar10/laptop."
+            )
+        recipe = recipe_for(given.data, given.like, **changes)
     Path(given.out).mkdir(parents=True, exist_ok=True)
     return recipe, load_recipe_data(recipe, given.out)
+
+
+def _propose(recipe: Recipe, data, out: str) -> None:
+    """Say what will be trained on images of one's own, unless that is done."""
+    from cfgdistill.course.own import proposal
+    from cfgdistill.course.stages import TEACHER, stage_folder
+
+    done = stage_folder(recipe, out, "teacher", TEACHER) / "card.json"
+    if recipe.like in (None, "sd") or done.exists():
+        return
+    said = proposal(recipe, data)
+    if _rank() == 0:
+        print(said, file=sys.stderr)
 
 
 def _change(item: str) -> tuple:
     """The entry of the recipe that --set KEY=VALUE names, and its value."""
     key, _, text = item.partition("=")
-    one_of("setting", key, [f.name for f in fields(Recipe) if f.name not in ("dataset", "profile")])
+    others = ("dataset", "profile", "like")  # which have options of their own
+    one_of("setting", key, [f.name for f in fields(Recipe) if f.name not in others])
     try:
         return key, ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # what is no literal is a word
@@ -570,7 +606,8 @@ def _data_of(card: dict, folder: str):
     if about.get("data") not in (None, data.hash):
         raise ValueError(
             f"{folder} was trained on other data than the {recipe.dataset} that are found now "
-            f"({str(about['data'])[:16]} there, {data.hash[:16]} here): see to CFGDISTILL_DATA."
+            f"({str(about['data'])[:16]} there, {data.hash[:16]} here): see to "
+            f"{recipe.source if recipe.like else 'CFGDISTILL_DATA'}."
         )
     return data
 

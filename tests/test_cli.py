@@ -266,7 +266,7 @@ def test_help_teaches_every_verb_and_every_option(capsys, verb):
 
 STUDENT, TEACHER = MODELS["student"], MODELS["teacher"]
 REFUSED = {
-    "train --dataset digit": "no data set 'digit': did you mean 'digits'?",
+    "train --dataset digit": "no data set 'digit': did you mean 'digits'",
     "train --profile lapto": "no profile 'lapto': did you mean 'laptop'",
     "train --set chanels=(8,16)": "no setting 'chanels': did you mean 'channels'",
     "train --set dataset=cifar10": "no setting 'dataset'",

@@ -23,7 +23,7 @@ def test_there_is_one_recipe_for_each_data_set_and_profile():
     names = [recipe.name for recipe in RECIPES]
     assert len(set(names)) == len(names)
     assert set(names) == {
-        *(f"{d}-{p}" for d in ("digits", "cifar10") for p in PROFILES),
+        *(f"{d}-{p}" for d in ("digits", "cifar10", "imagenet64") for p in PROFILES),
         *("emoji-smoke", "emoji-laptop", "sd-smoke", "sd-colab"),
     }
     assert PROFILES == ("smoke", "laptop", "colab", "paper")
@@ -193,7 +193,8 @@ def test_every_flag_of_the_environment_is_read_by_the_one_parser():
     for file in Path(cfgdistill.__file__).parent.rglob("*.py"):
         read |= set(re.findall(r"environ(?:\.get\(|\[)\s*(\w+|\".+?\")", file.read_text()))
     # Numbers, folders, the parser's own, and what a launcher set (f"ACCELERATE_...").
-    assert read <= {'"RANK"', '"WORLD_SIZE"', '"CFGDISTILL_DATA"', '"TQDM_DISABLE"', "name", "f"}
+    folders = {'"CFGDISTILL_DATA"', '"CFGDISTILL_CACHE"'}
+    assert read <= folders | {'"RANK"', '"WORLD_SIZE"', '"TQDM_DISABLE"', "name", "f"}
 
 
 RATIOS = (

@@ -14,7 +14,6 @@ from PIL import Image as Pillow
 
 import cfgdistill.data.folder
 from cfgdistill import from_folder, from_hub
-from cfgdistill.data.folder import smallest_side
 
 RED, BLUE, WHITE, GREY = [255, 0, 0], [0, 0, 255], [255, 255, 255], [128, 128, 128]
 
@@ -156,9 +155,10 @@ def test_captions_lie_beside_images_or_in_one_file(tmp_path):
         from_folder(tmp_path, 8, captions=True)
 
 
-def table(n=4, **columns):
-    columns = {"image": [plain([10 * i] * 3) for i in range(n)], **columns}
-    kinds = {"image": Image(), "text": Value("string"), "label": ClassLabel(names=["x", "y"])}
+def table(n=4, size=(8, 8), classes=2, **columns):
+    columns = {"image": [plain([10 * i] * 3, size) for i in range(n)], **columns}
+    names = ["x", "y", *map(str, range(2, classes))]
+    kinds = {"image": Image(), "text": Value("string"), "label": ClassLabel(names=names)}
     return Dataset.from_dict(columns, Features({k: kinds.get(k, Value("int64")) for k in columns}))
 
 
@@ -274,14 +274,19 @@ def test_a_class_with_no_readable_file_is_refused(tmp_path):
     refused(tmp_path, "no image that can be read of dogs")
     shutil.rmtree(tmp_path / "dogs")
     (tmp_path / "dogs").mkdir()
-    refused(tmp_path, "no image that can be read of dogs")
+    refused(tmp_path, r"1 empty folder \(dogs\)")
 
 
 def test_images_smaller_than_asked_are_named_with_the_size_that_fits(tmp_path):
     photos(tmp_path, size=(20, 12))
     refused(tmp_path, re.escape("4 images (cats/0.png, dogs/0.png, cats/1.png, dogs/1.png)"), 16)
     refused(tmp_path, "ask for size=12", 16)
-    assert smallest_side(tmp_path) == 12
+    assert from_folder(tmp_path, None).shape == (3, 8, 8)
+    shutil.rmtree(tmp_path / "cats")
+    photos(tmp_path, size=(70, 50))
+    assert from_folder(tmp_path, None).shape == (3, 48, 48)
+    photos(tmp_path, size=(7, 8))
+    refused(tmp_path, "an image with a side of 7: 8 is the least", None)
 
 
 def test_no_folder_an_empty_one_one_class_one_image_and_too_deep(tmp_path):
@@ -293,14 +298,10 @@ def test_no_folder_an_empty_one_one_class_one_image_and_too_deep(tmp_path):
     (tmp_path / "a.png").unlink()
     photos(tmp_path, ["cats"])
     refused(tmp_path, "has one class, cats")
-    (tmp_path / "dogs").mkdir()
-    (tmp_path / "cats" / "1.png").unlink()
-    refused(tmp_path, r"has 1 image \(cats/0.png\)")
     photos(tmp_path, ["birds"])
     refused(tmp_path, r"has 1 image \(birds/0.png\)", images=1)
-    shutil.rmtree(tmp_path / "birds")
-    (tmp_path / "dogs" / "old").mkdir()
-    refused(tmp_path, "dogs holds the folder old")
+    (tmp_path / "cats" / "old").mkdir()
+    refused(tmp_path, "cats holds the folder old")
 
 
 def test_a_size_that_is_none_and_a_cache_that_is_no_folder(tmp_path, monkeypatch):

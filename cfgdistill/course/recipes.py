@@ -1,5 +1,6 @@
 """Recipes: every number that a run depends on, one row per data set and profile."""
 
+import math
 import re
 import reprlib
 from collections.abc import Callable
@@ -31,7 +32,7 @@ class Recipe:
     precision: str  # "mixed": half precision where the device gains from it; "full": float32
     images: int | None = None  # training images read; None: all
     autoencoder: int = 0  # updates; 0: no latents, the pixels themselves
-    size: int = 64  # side of captioned images
+    size: int = 64  # side of images, where the data set leaves it open
     vae_channels: tuple[int, ...] = ()  # of the autoencoder; each after the first halves the side
     text_width: int = 128  # of the text encoder, two layers
     open_captions: float = 0.0  # how often training shows a caption that fits other images too
@@ -60,9 +61,14 @@ class Recipe:
     pretrained: bool = True  # whether every student starts with its teacher's weights
     save_every: int | None = None  # updates between two checkpoints; None: minutes
     seed: int = 0
+    # Only for images of one's own: see `recipe_like`. For them, and for "sd":
+    like: str | None = None  # the data set whose row this was
+    image: str = "image"  # the column of images, where they are a table
+    label: str = "label"  # and that of their classes, or captions
+    mirror: bool = False  # whether half of the images are mirrored in training
+    source: str = "emoji"  # a folder, or a data set of the hub; for "sd": see data.load_captioned
     # Only for the data set "sd", whose teacher is a Stable Diffusion pipeline:
     base: str | None = None  # the pipeline: a name on the hub, or a folder
-    source: str = "emoji"  # captions for it, with images or without: see data.load_captioned
     data_free: int = 0  # steps in which the base paints its own data for the captions; 0: images
     lora: int = 0  # rank of the changes to its weights that are trained; 0: all weights are
     checkpointing: bool = False  # backward computes again what forward need not keep
@@ -75,7 +81,7 @@ class Recipe:
                 one_of(entry.name.replace("_", " "), value, WORDS[entry.name])
                 continue
             words, fits = KINDS.get(entry.name) or KINDS[entry.type]
-            unused = self.dataset == "sd" and entry.name in ("channels", "layers", "classifier")
+            unused = self.track == "sd" and entry.name in ("channels", "layers", "classifier")
             if not (unused or fits(value)):
                 raise ValueError(
                     f"{entry.name}={reprlib.repr(value)} does not fit: {entry.name} is {words}."
@@ -87,10 +93,10 @@ class Recipe:
                 f"w_min={self.w_min:g} is above w_max={self.w_max:g}: students learn the guidance "
                 "weights from w_min to w_max."
             )
-        if (self.autoencoder > 0) != (self.dataset == "emoji"):
+        if (self.autoencoder > 0) != (self.track == "emoji"):
             raise ValueError(
                 f"autoencoder={self.autoencoder} does not fit: it is above 0 for emoji, which are "
-                f"drawn as latents, and 0 for {self.dataset}."
+                f"drawn as latents, and 0 for {self.track}."
             )
         factor = 2 ** (len(self.vae_channels) - 1)
         if self.autoencoder and (
@@ -105,6 +111,11 @@ class Recipe:
     @property
     def name(self) -> str:
         return f"{self.dataset}-{self.profile}"
+
+    @property
+    def track(self) -> str:
+        """The data set of the table whose row this is, or was."""
+        return self.like or self.dataset
 
     @property
     def student_batch(self) -> int:
@@ -191,6 +202,10 @@ SPECIAL = (
     *(
         "open_captions",
         "base",
+        "like",
+        "image",
+        "label",
+        "mirror",
         "source",
         "data_free",
         "lora",
@@ -213,6 +228,10 @@ RECIPES = (
     Recipe("cifar10", "laptop", (56, 80, 96),         1,     64,   4000, 13000,  4800,     840,    16,   300,    "mixed", None,  patch=2, scale_shift=True, rate=1e-3, rate_one=5e-4, rate_two=3e-4, late_rate=3.0, batch_distill=32, ema=0.999),  # 140 min, 2 cores, from the times of updates
     Recipe("cifar10", "colab",  (96, 192, 192),       2,     128,  4000, 30000,  6000,     1200,   64,   10000,  "mixed", None,  rate=2e-4, rate_one=2e-4, rate_two=5e-5, ema=0.9999, attention=(16, 8), warm_up=1000),  # not run yet; 3 h estimated, see below
     Recipe("cifar10", "paper",  (256, 256, 256, 256), 3,     128,  8000, 800000, 100000,   50000,  512,  50000,  "mixed", None,  rate=2e-4, rate_one=2e-4, rate_two=5e-5, ema=0.9999, attention=(16, 8), dropout=0.2, warm_up=1000, w_power=1.0, balanced=False),  # not run yet; see below
+    Recipe("imagenet64", "smoke",  (8, 16),              1,     32,   10,   10,     6,        3,      8,    10,     "mixed", 500,   patch=4),  # seconds; noise
+    Recipe("imagenet64", "laptop", (56, 80, 96),         1,     64,   4000, 13000,  4800,     840,    16,   300,    "mixed", None,  patch=4, scale_shift=True, rate=1e-3, rate_one=5e-4, rate_two=3e-4, late_rate=3.0, batch_distill=32, ema=0.999),  # not run yet; cifar10's, in squares of 4 x 4
+    Recipe("imagenet64", "colab",  (96, 192, 192),       2,     128,  4000, 30000,  6000,     1200,   64,   10000,  "mixed", None,  patch=2, rate=2e-4, rate_one=2e-4, rate_two=5e-5, ema=0.9999, attention=(16, 8), warm_up=1000),  # not run yet; cifar10's, in squares of 2 x 2
+    Recipe("imagenet64", "paper",  (192, 384, 576, 768), 3,     2048, 8000, 550000, 100000,   50000,  512,  50000,  "mixed", None,  rate=3e-4, rate_one=3e-4, rate_two=1e-4, ema=0.9999, attention=(32, 16, 8), dropout=0.1, warm_up=1000, w_power=1.0, balanced=False),  # not run yet; see below
     # Latents of captioned images.
     Recipe("emoji",   "smoke",  (16, 32),             1,     16,   10,   10,     6,        3,      8,    8,      "mixed", 60,    autoencoder=10, size=32, vae_channels=(8, 16), text_width=32, scale_shift=True, w_max=2.0),
     Recipe("emoji",   "laptop", (64, 96, 128),        1,     64,   1200, 3300,   800,      64,     8,    150,    "mixed", None,  autoencoder=900, size=32, vae_channels=(48, 64), scale_shift=True, w_max=2.0, w_power=1.5, t_power=0.4, w_rate=100.0, rate=5e-4, rate_one=1e-4, time_rate=10.0, rate_two=3e-4),  # 57 min, 2 cores, with notebooks 08-10
@@ -225,6 +244,10 @@ RECIPES = (
 # average are those of the released configurations of Salimans & Ho 2022 (their cifar_base and
 # cifar_distill), and w is uniform, as in the paper. Not as published: the U-Net is diffusers',
 # without attention in its middle, and stage one learns as fast as the teacher.
+
+# imagenet64 at paper: likewise their imagenet64_base and imagenet64_distill, which do not say for how
+# long the teacher is trained. Not as published: one head of attention per 192 features, not 64,
+# and the two things above.
 
 # cifar10 at colab, on paper: one image through the U-Net (14.4 M parameters) is 6.7 GFLOP. An update
 # of the teacher is 3 such passes per image (forward, and backward at twice its cost), one of either
@@ -250,10 +273,60 @@ def get_recipe(dataset: str, profile: str, **changes) -> Recipe:
     return replace(rows[one_of(f"{dataset} profile", profile, rows)], **changes)
 
 
+SIDES = {"digits": 8, "cifar10": 32, "imagenet64": 64}  # of the images that a row is for
+
+
+def recipe_like(like: str, name: str, *, size: int, source: str = "", **changes) -> Recipe:
+    """The row "data set/profile", for square images [c, size, size] of another data set `name`.
+
+    The U-Net sees as many places as in that row, or nearly: larger images fall into larger squares
+    of pixels. `source` is where `load_recipe_data` finds the images: a folder, or owner/name on the
+    hub; data that are made in Python need none. `changes` are entries of the recipe, and stay.
+    ValueError for a name that the table has, and for a size that fits no squares.
+    """
+    dataset, _, profile = like.partition("/")
+    rows = dict.fromkeys(recipe.dataset for recipe in RECIPES)
+    if name in rows:
+        raise ValueError(
+            f"{name} is the name of a data set that comes with this package: give the folder "
+            "another name."
+        )
+    row = get_recipe(dataset, profile)
+    fitted = {"size": size, "source": source}
+    if row.track in SIDES:
+        photographs = row.track in ("cifar10", "imagenet64")  # mirrored digits are none
+        fitted |= {**_squares(row, size), "mirror": photographs}
+    else:
+        fitted["label"] = "text"
+    row = get_recipe(dataset, profile, **fitted | changes)
+    return replace(row, dataset=name, like=dataset)
+
+
+def _squares(row: Recipe, size: int) -> dict:
+    """The side of squares with which a row fits images of another size, and its attention."""
+    side, halved = SIDES[row.dataset], 2 ** (len(row.channels) - 1)
+
+    def patch(size: int) -> int | None:
+        least = math.ceil(row.patch * size / side)
+        return next((p for p in range(least, 2 * least + 1) if size % (p * halved) == 0), None)
+
+    found = patch(size)
+    if found is None:
+        other = next((s for s in range(size, 0, -1) if patch(s)), halved)
+        raise ValueError(
+            f"size={size} does not fall into squares for {len(row.channels)} resolutions, each "
+            f"half of the one before: ask for size={other}."
+        )
+    places = {side // row.patch >> k: size // found >> k for k in range(len(row.channels))}
+    return {"patch": found, "attention": tuple(places[place] for place in row.attention)}
+
+
 def as_recipe(kept: object) -> Recipe:
     """A recipe as a model's card has it; ValueError where it is none of this package."""
     try:
         changes = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
-        return get_recipe(changes.pop("dataset"), changes.pop("profile"), **changes)
+        dataset, like = changes.pop("dataset"), changes.pop("like", None)
+        row = get_recipe(like or dataset, changes.pop("profile"), **changes)
+        return replace(row, dataset=dataset, like=like)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"No recipe of cfgdistill: {reprlib.repr(kept)}.") from error

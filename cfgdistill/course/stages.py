@@ -34,6 +34,7 @@ from cfgdistill.core.stage_one import stage_one_loss
 from cfgdistill.course.recipes import Recipe, get_recipe
 from cfgdistill.data.base import Data
 from cfgdistill.data.captioned import load_captioned
+from cfgdistill.data.folder import load_own
 from cfgdistill.data.latents import Autoencoder, Latents, VAEEncoder, autoencoder_loss, cached
 from cfgdistill.data.named import load_data
 from cfgdistill.data.text import build_text_encoder
@@ -49,7 +50,7 @@ from cfgdistill.judge.metrics import (
 )
 from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
 from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_text
-from cfgdistill.training.loop import distill_progressively, reset, train
+from cfgdistill.training.loop import Loss, distill_progressively, reset, train
 from cfgdistill.training.randomness import seeded
 
 
@@ -74,7 +75,7 @@ def stage_folder(recipe: Recipe, out: str | Path, stage: str, depends: tuple[str
     So a comparison such as get_recipe("digits", "laptop", weighting="snr") has folders of its own,
     stage-one-weighting=snr and so on, and shares the others.
     """
-    row = get_recipe(recipe.dataset, recipe.profile)
+    row = get_recipe(recipe.track, recipe.profile)
     changed = {key: getattr(recipe, key) for key in depends}
     names = [f"-{key}={value}" for key, value in changed.items() if value != getattr(row, key)]
     return home(recipe, out) / "".join([stage, *names])
@@ -86,13 +87,19 @@ def load_recipe_data(recipe: Recipe, out: str | Path, split: str = "train") -> D
     For the latter, the autoencoder is found, resumed or trained here, and the latents are kept. For
     Stable Diffusion both come from the pipeline, and captions are embeddings, which are kept too.
     """
-    if recipe.dataset == "sd":
+    if recipe.track == "sd":
         return stable_diffusion.load_latents(recipe, home(recipe, out), split)
-    if recipe.autoencoder == 0:
-        return load_data(recipe.dataset, split, recipe.images)
     share = recipe.open_captions
-    how = {"size": recipe.size, "images": recipe.images, "also": share > 0}
-    train_split = load_captioned(recipe.dataset, **how)
+    if recipe.like:
+        load = functools.partial(_own, recipe)
+    elif recipe.autoencoder == 0:
+        load = functools.partial(load_data, recipe.dataset, images=recipe.images)
+    else:
+        how = {"size": recipe.size, "images": recipe.images, "also": share > 0}
+        load = functools.partial(load_captioned, recipe.dataset, **how)
+    if recipe.autoencoder == 0:
+        return load(split=split)
+    train_split = load()
     vae = train_autoencoder(recipe, replace(train_split, also=()), out)
     text = build_text_encoder(
         itertools.chain(train_split.class_names, *train_split.also),
@@ -102,8 +109,21 @@ def load_recipe_data(recipe: Recipe, out: str | Path, split: str = "train") -> D
     )
     images = train_split
     if split != "train":
-        images = load_captioned(recipe.dataset, split, **how)
+        images = load(split=split)
     return Latents.of(images, vae, text, home(recipe, out), share)
+
+
+def _own(recipe: Recipe, split: str = "train") -> Data:
+    """Images of one's own, where the recipe says that they are."""
+    if not recipe.source:
+        raise ValueError(
+            f"Only whoever made the data {recipe.dataset} in Python has them: go on there."
+        )
+    how = {"size": recipe.size, "image": recipe.image, "label": recipe.label}
+    how |= {"captions": recipe.autoencoder > 0, "mirror": recipe.mirror}
+    return replace(
+        load_own(recipe.source, split=split, images=recipe.images, **how), name=recipe.dataset
+    )
 
 
 def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncoder:
@@ -137,19 +157,22 @@ def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncod
     return VAEEncoder(vae, torch.tensor(card["latents"]["shift"]), card["latents"]["scale"])
 
 
-def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier | Matcher:
-    """The feature net of the metrics; for captioned images, the matcher of images and captions."""
+def new_classifier(recipe: Recipe, data: Data) -> Classifier | Matcher:
+    """The feature net of the metrics before its training; a matcher for captioned images."""
     if isinstance(data, Latents) and data.text is None:
         raise ValueError(
             f"There is no judge for {recipe.dataset}: use metrics.clip_score, or look at samples."
         )
-    images = data.images
-    channels, size = images.shape[0], images.shape[-1]
+    channels, size = data.images.shape[0], data.images.shape[-1]
     with seeded(recipe.seed):
         if isinstance(data, Latents):
-            classifier = Matcher(channels, size, data.labels, data.text.model.config.vocab_size)
-        else:
-            classifier = Classifier(channels, size, data.num_classes)
+            return Matcher(channels, size, data.labels, data.text.model.config.vocab_size)
+        return Classifier(channels, size, data.num_classes)
+
+
+def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier | Matcher:
+    """The feature net of the metrics; for captioned images, the matcher of images and captions."""
+    classifier, images = new_classifier(recipe, data), data.images
     _finish(
         train(
             classifier,
@@ -167,31 +190,40 @@ def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier 
     return classifier
 
 
+def new_teacher(recipe: Recipe, data: Data) -> Denoiser:
+    """The teacher before its training."""
+    shape = {"channels": data.shape[0], "size": data.shape[-1]}
+    if recipe.track == "sd":
+        return stable_diffusion.v_teacher(recipe)
+    if isinstance(data, Latents):
+        return build_text_unet(recipe, **shape, text=copy.deepcopy(data.text.model))
+    return build_unet(recipe, **shape, num_classes=data.num_classes)
+
+
+def loss_of_teacher(recipe: Recipe, data: Data) -> Loss:
+    """What it is trained to minimise."""
+    return teacher_loss(data.null, recipe.drop, BOUNDED[recipe.prediction_type], recipe.t_power)
+
+
 def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     """The classifier-free-guided teacher's network, conditional and unconditional in one.
 
     For Stable Diffusion: the pipeline's own, fine-tuned to say v on a schedule that ends in noise.
     """
-    shape = {"channels": data.shape[0], "size": data.shape[-1]}
-    if recipe.dataset == "sd":
-        teacher = stable_diffusion.v_teacher(recipe)
-    elif isinstance(data, Latents):
-        teacher = build_text_unet(recipe, **shape, text=copy.deepcopy(data.text.model))
-    else:
-        teacher = build_unet(recipe, **shape, num_classes=data.num_classes)
+    teacher = new_teacher(recipe, data)
     about = {
         "data": data.hash,
         "net": teacher.describe(),
         "drop": recipe.drop,
         "t_power": recipe.t_power,
     }
-    if recipe.dataset == "sd":  # the base is known by its weights, under whatever name
+    if recipe.track == "sd":  # the base is known by its weights, under whatever name
         about["net"]["net"].pop("base", None)
         about["from"] = teacher.net.sha if recipe.lora else fingerprint(teacher.net.unet)
     _finish(
         train(
             teacher,
-            teacher_loss(data.null, recipe.drop, BOUNDED[recipe.prediction_type], recipe.t_power),
+            loss_of_teacher(recipe, data),
             data,
             name="teacher",
             updates=recipe.teacher,

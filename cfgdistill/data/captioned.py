@@ -1,6 +1,5 @@
 """Captioned images: from the package, the hub, a folder, or captions alone."""
 
-import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import torch
 
 from cfgdistill.core.names import one_of
 from cfgdistill.data.base import SPLITS, Data
-from cfgdistill.data.tables import column, hub_splits, pictures, read, square
+from cfgdistill.data.folder import from_folder, holds_captions
+from cfgdistill.data.tables import column, hub_splits, pictures, read, splits_of, square
 
 
 def load_captioned(
@@ -27,7 +27,7 @@ def load_captioned(
     emoji        1,716 + 182 Noto emoji with their English names, without skin tones; they come
                  with the package. "emoji-skin-tones": all 3,456 + 332
     a folder     with parquet files in the hub's layout: what is test says so in the name of a file
-                 or folder, as for `datasets`
+                 or folder, as for `datasets`; or with images and captions, see `from_folder`
     owner/name   of a data set on the hub, or owner/name:configuration
     a .txt file  with a caption in every line, and no images: then each example is empty, [0]
 
@@ -38,6 +38,8 @@ def load_captioned(
     one_of("split", split, SPLITS)
     if source.endswith(".txt"):
         return _captions_alone(source, split, images)
+    if holds_captions(Path(source)):
+        return from_folder(source, size, split=split, captions=True, images=images)
     table, named = _captioned_table(source, split), f"{source}, split {split!r},"
     if source == "emoji":
         table = table.select([i for i, tone in enumerate(table["skin_tone"]) if not tone])
@@ -119,42 +121,3 @@ def _captioned_table(source: str, split: str):
     if isinstance(table, list):
         table = read(table, source)
     return table.select(_rows_of(split, len(table))) if held_out else table
-
-
-def splits_of(folder: Path) -> dict[str, list[Path]]:
-    """The parquet files of each split, whose word stands in the name of a file or of a folder.
-
-    By the rules of `datasets` (whole words, hidden folders ignored), in any case; and stricter:
-    files that match where others do not, or that belong to several sets, are refused.
-    """
-    from datasets.data_files import SPLIT_KEYWORDS
-
-    words = {word: str(split) for split, own in SPLIT_KEYWORDS.items() for word in own}
-    splits: dict[str, list[Path]] = {}
-    sets = set()  # folders above those that name a split
-    for file in sorted(folder.rglob("*.parquet")):
-        parts = file.relative_to(folder).parts
-        if any(part.startswith((".", "__")) for part in parts):
-            continue
-        said = [{words.get(w) for w in re.split("[^a-z]+", p.lower())} - {None} for p in parts]
-        names = sorted(set().union(*said))
-        if len(names) > 1:
-            raise ValueError(
-                f"{file} is of several splits by its name, {', '.join(names)}: rename it."
-            )
-        splits.setdefault("".join(names), []).append(file)
-        if names:
-            sets.add("/".join(parts[: next(i for i, own in enumerate(said) if own)]) or ".")
-    if not splits:
-        raise OSError(f"{folder} has no parquet files: name a folder that holds captioned images.")
-    if len(sets) > 1:
-        raise ValueError(
-            f"{folder} holds several sets, {', '.join(sorted(sets))}: name one of them."
-        )
-    without = splits.pop("", [])
-    if without and splits:
-        raise ValueError(
-            f"{folder} has files of a split ({', '.join(splits)}) and {without[0]}, which names "
-            "none: rename it to train, validation or test, or move it away."
-        )
-    return splits or {"train": without}

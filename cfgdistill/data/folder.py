@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,11 @@ from typing import NamedTuple
 import torch
 
 from cfgdistill.data.base import Data
-from cfgdistill.data.captioned import splits_of
-from cfgdistill.data.tables import column, hub_splits, last_line, parts_of, square
+from cfgdistill.data.tables import column, hub_splits, last_line, parts_of, splits_of, square
 from cfgdistill.training.checkpoints import alone, write_text
 
 CHUNK = 256  # images that are decoded together
+PROPOSED = (8, 16, 32, 48, 64)  # sizes, of which the largest is taken that all images have
 RULES = 1  # counts up when an image is decoded otherwise than before
 METADATA = ("metadata.jsonl", "metadata.csv")  # as for `datasets`: file_name, and text or caption
 
@@ -44,10 +45,12 @@ class _Rows(NamedTuple):
 
 def from_folder(
     path: str | Path,
-    size: int = 64,
+    size: int | None = 64,
     *,
     split: str = "train",
     captions: bool = False,
+    image: str = "image",
+    label: str = "label",
     images: int | None = None,
     mirror: bool = False,
 ) -> Data:
@@ -57,8 +60,9 @@ def from_folder(
     the middle square, scaled down. Folders `train` and `test` around those of the classes are
     splits. With `captions` there are no classes: each image has a text, in a .txt file of its name
     or in metadata.jsonl or metadata.csv (`file_name` and `text`). Parquet files in the hub's layout
-    do as well. `images`: so many only, of all classes alike. `mirror`: half of what training sees
-    is mirrored.
+    do as well, with the columns `image` and `label`, or with captions `text`. `images`: so many
+    only, of all classes alike. `mirror`: half of what training sees is mirrored. size None: the
+    largest of 8, 16, 32, 48 and 64 that the first 500 images have.
 
     A file that cannot be read is left out with a warning, and named in `left_out`. ValueError, in a
     sentence, where there are fewer than two images or classes, a class has no image that can be
@@ -71,8 +75,8 @@ def from_folder(
         raise ValueError(f"There is no folder {folder}: name one that has a folder for each class.")
     name = folder.resolve().name
     if next(folder.rglob("*.parquet"), None):
-        columns = {"caption": ("text", "caption")} if captions else {"label": ("label", "labels")}
-        return _of_parquet(name, folder, split, size, images, mirror, ("image", "img"), **columns)
+        columns = (image, "text" if captions and label == "label" else label)
+        return _of_parquet(name, folder, split, size, images, mirror, columns, captions)
     top = _split_folder(folder, split)
     found = _captioned_files(top) if captions else _class_folders(top)
     return _decoded(f"{folder}", name, split, found, size, images, mirror, captions)
@@ -80,7 +84,7 @@ def from_folder(
 
 def from_hub(
     name: str,
-    size: int = 64,
+    size: int | None = 64,
     *,
     image: str = "image",
     label: str = "label",
@@ -115,6 +119,16 @@ def from_hub(
     return _decoded(what, short, split, found, size, images, mirror, caption is not None)
 
 
+def load_own(
+    source: str, *, captions: bool = False, image: str = "image", label: str = "label", **how
+) -> Data:
+    """`from_folder`, or, for what is no folder and is called owner/name, `from_hub`."""
+    if not Path(source).expanduser().is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+(:.+)?", source):
+        text = {"caption": label} if captions else {"label": label}
+        return from_hub(source, image=image, **text, **how)
+    return from_folder(source, captions=captions, image=image, label=label, **how)
+
+
 # ---- what is there ---------------------------------------------------------------------------
 
 
@@ -136,6 +150,10 @@ def _class_folders(top: Path) -> _Rows:
                 f"{one} holds the folder {deeper[0].name}, and folders are one deep, a class each: "
                 f"move its images to {one}, or name {one} as the data."
             )
+    if empty := [name for name, own in classes.items() if not own]:
+        raise ValueError(
+            f"{top} has {_count(empty, 'empty folder')}: put images in, or remove what is no class."
+        )
     if len(classes) < 2:
         raise ValueError(
             f"{top} has one class, {next(iter(classes))}: guidance tells classes apart, so make at "
@@ -164,6 +182,12 @@ def _split_folder(folder: Path, split: str) -> Path:
             "a folder for every class."
         )
     return folder
+
+
+def holds_captions(folder: Path) -> bool:
+    """Whether captions lie beside images there, and not with them in parquet files."""
+    captions = (next(folder.rglob(name), None) for name in ("*.txt", *METADATA))
+    return folder.is_dir() and any(captions) and not next(folder.rglob("*.parquet"), None)
 
 
 def _captioned_files(folder: Path) -> _Rows:
@@ -226,7 +250,7 @@ def _of_files(top: Path, files: list[Path], labels, class_names, left_out=()) ->
     return _Rows(names, labels, class_names, read, stamp, left_out)
 
 
-def _of_parquet(name, folder, split, size, images, mirror, image, *, label=(), caption=()) -> Data:
+def _of_parquet(name, folder, split, size, images, mirror, columns, captions: bool) -> Data:
     """As `from_hub`, of the files of one split; only the rows that are read are in memory."""
     import pyarrow.parquet as parquet
     from datasets import Features
@@ -239,10 +263,10 @@ def _of_parquet(name, folder, split, size, images, mirror, image, *, label=(), c
     damaged = f"{what} cannot be read ({{}}): copy it again."
     try:
         schema = parquet.read_schema(files[0])
-        columns = _Columns(schema.names, Features.from_arrow_schema(schema))
+        there = _Columns(schema.names, Features.from_arrow_schema(schema))
     except Exception as error:  # pyarrow has a dozen kinds
         raise OSError(damaged.format(last_line(error))) from error
-    image, text = (column(columns, names, what) for names in (image, label or caption))
+    image, text = (column(there, (name,), what) for name in columns)
     try:
         own = parquet.read_table(files, columns=[text])[text].to_pylist()
     except Exception as error:
@@ -258,8 +282,8 @@ def _of_parquet(name, folder, split, size, images, mirror, image, *, label=(), c
 
     stamp = ["parquet", image, text]
     stamp += [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    found = _of_table(what, own, columns.features[text], read, stamp, bool(caption))
-    return _decoded(what, name, split, found, size, images, mirror, bool(caption))
+    found = _of_table(what, own, there.features[text], read, stamp, captions)
+    return _decoded(what, name, split, found, size, images, mirror, captions)
 
 
 class _Columns(NamedTuple):
@@ -318,26 +342,10 @@ def _count(names: Sequence[str], what: str) -> str:
 # ---- decoded ---------------------------------------------------------------------------------
 
 
-def smallest_side(path: str | Path, *, captions: bool = False, most: int = 500) -> int | None:
-    """The shortest side of the images in a folder, by the headers of `most` of them."""
-    from PIL import Image
-
-    folder = Path(path).expanduser()
-    if not folder.is_dir() or next(folder.rglob("*.parquet"), None):
-        return None
-    top = _split_folder(folder, "train")
-    found = _captioned_files(top) if captions else _class_folders(top)
-    sides = []
-    for content in islice(found.read(), most):
-        try:
-            sides.append(min(Image.open(io.BytesIO(content)).size))
-        except Exception:  # it is named when it is decoded
-            continue
-    return min(sides, default=None)
-
-
 def _decoded(what, name, split, found: _Rows, size, images, mirror, captions) -> Data:
     """The images as a file that is mapped into memory, made where it is not there yet."""
+    if size is None:
+        size = _fitting(what, found)
     if type(size) is not int or not 1 <= size <= 4096:
         raise ValueError(f"size={size!r} does not fit: it is a whole number from 1 to 4,096.")
     n = min(len(found.names), images or len(found.names))
@@ -378,6 +386,23 @@ def _decoded(what, name, split, found: _Rows, size, images, mirror, captions) ->
         made_of=entry["content"],
         left_out=left_out,
     )
+
+
+def _fitting(what: str, found: _Rows, most: int = 500) -> int:
+    """The size that is proposed, by the headers of the first images."""
+    from PIL import Image
+
+    sides = []
+    for content in islice(found.read(), most):
+        try:
+            sides.append(min(Image.open(io.BytesIO(content)).size))
+        except Exception:  # it is named when it is decoded
+            continue
+    least = min(sides, default=PROPOSED[0])
+    fitting = [size for size in PROPOSED if size <= least]
+    if not fitting:
+        raise ValueError(f"{what} has an image with a side of {least}: {PROPOSED[0]} is the least.")
+    return fitting[-1]
 
 
 def _whole(root: Path, entry: dict, size: int) -> bool:
@@ -444,9 +469,8 @@ def _refuse(what: str, found: _Rows, n: int, entry: dict, size: int, captions: b
         )
     if captions:
         return
-    read = {found.labels[i] for i in entry["rows"]}
-    wanted = {*range(len(found.class_names))} - {*found.labels[n:]}  # the others have some left
-    without = [found.class_names[k] for k in sorted(wanted - read)]
+    tried, read = {*found.labels[:n]}, {found.labels[i] for i in entry["rows"]}
+    without = [found.class_names[k] for k in sorted(tried - read)]
     if without:
         raise ValueError(
             f"{what} has no image that can be read of {', '.join(without[:10])}: mend some, or "

@@ -1,7 +1,8 @@
-"""Data sets that are known by name: toy, digits, cifar10."""
+"""Data sets that are known by name: toy, digits, cifar10, imagenet64."""
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from cfgdistill.core.names import one_of
 from cfgdistill.data.base import SPLITS, Data
-from cfgdistill.data.tables import column, hub_splits, pictures, read, square
+from cfgdistill.data.folder import from_folder, from_hub
+from cfgdistill.data.tables import column, hub_splits, last_line, pictures, read, square
 from cfgdistill.data.toy import pinwheel
 
-NAMES = ("toy", "digits", "cifar10")
+NAMES = ("toy", "digits", "cifar10", "imagenet64")
 
 
 CIFAR10_CLASSES = (
@@ -30,10 +32,14 @@ def load_data(name: str, split: str = "train", images: int | None = None) -> Dat
     digits   1,797 real handwritten digits, 8 x 8, that come with scikit-learn; every fifth is test
     cifar10  50,000 + 10,000 photographs, 32 x 32: from $CFGDISTILL_DATA/cifar10/plain_text/
              (parquet, as on the hub), else the hub's uoft-cs/cifar10
+    imagenet64  1.28 million photographs, 64 x 64, of 1,000 classes, and 50,000 for test: from
+             $CFGDISTILL_DATA/imagenet64/ (what `from_folder` takes), else the hub's
+             benjamin-paine/imagenet-1k-64x64
     """
     one_of("data set", name, NAMES)
     one_of("split", split, SPLITS)
-    return {"toy": _toy, "digits": _digits, "cifar10": _cifar10}[name](split, images)
+    named = {"toy": _toy, "digits": _digits, "cifar10": _cifar10, "imagenet64": _imagenet64}
+    return named[name](split, images)
 
 
 def _toy(split, images):
@@ -90,3 +96,26 @@ def _of_cifar10(image) -> Tensor:
     if image.size != (32, 32):
         raise ValueError(f"it is {image.width} x {image.height}, not 32 x 32")
     return square(image, 32)
+
+
+def _imagenet64(split, images):
+    root = os.environ.get("CFGDISTILL_DATA")
+    folder = Path(root).expanduser() / "imagenet64" if root else None
+    # What it calls test has no labels.
+    how = {"split": "validation" if split == "test" else split, "images": images, "mirror": True}
+    if folder and folder.is_dir():
+        found = from_folder(folder, 64, **how)
+    else:
+        try:
+            found = from_hub("benjamin-paine/imagenet-1k-64x64", 64, **how)
+        except OSError as error:
+            raise OSError(
+                f"{last_line(error)}; or set CFGDISTILL_DATA to a folder that holds imagenet64/, "
+                "with parquet files as there, or folders of classes in train/ and val/."
+            ) from error
+    if found.num_classes != 1000:
+        raise ValueError(
+            f"ImageNet has 1,000 classes, and {found.num_classes} are there: train on other images "
+            "as your own, with --data."
+        )
+    return replace(found, name="imagenet64", split=split)

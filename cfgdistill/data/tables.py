@@ -28,6 +28,45 @@ def read(files: Sequence[Path], what: str):
         ) from error
 
 
+def splits_of(folder: Path) -> dict[str, list[Path]]:
+    """The parquet files of each split, whose word stands in the name of a file or of a folder.
+
+    By the rules of `datasets` (whole words, hidden folders ignored), in any case; and stricter:
+    files that match where others do not, or that belong to several sets, are refused.
+    """
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    words = {word: str(split) for split, own in SPLIT_KEYWORDS.items() for word in own}
+    splits: dict[str, list[Path]] = {}
+    sets = set()  # folders above those that name a split
+    for file in sorted(folder.rglob("*.parquet")):
+        parts = file.relative_to(folder).parts
+        if any(part.startswith((".", "__")) for part in parts):
+            continue
+        said = [{words.get(w) for w in re.split("[^a-z]+", p.lower())} - {None} for p in parts]
+        names = sorted(set().union(*said))
+        if len(names) > 1:
+            raise ValueError(
+                f"{file} is of several splits by its name, {', '.join(names)}: rename it."
+            )
+        splits.setdefault("".join(names), []).append(file)
+        if names:
+            sets.add("/".join(parts[: next(i for i, own in enumerate(said) if own)]) or ".")
+    if not splits:
+        raise OSError(f"{folder} has no parquet files: name a folder that holds captioned images.")
+    if len(sets) > 1:
+        raise ValueError(
+            f"{folder} holds several sets, {', '.join(sorted(sets))}: name one of them."
+        )
+    without = splits.pop("", [])
+    if without and splits:
+        raise ValueError(
+            f"{folder} has files of a split ({', '.join(splits)}) and {without[0]}, which names "
+            "none: rename it to train, validation or test, or move it away."
+        )
+    return splits or {"train": without}
+
+
 def parts_of(files: Sequence[Path], what: str) -> None:
     """OSError where a file says that it is one of several, and they are not all there."""
     for file in files:

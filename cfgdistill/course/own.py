@@ -1,0 +1,93 @@
+"""From a folder of one's own images to the recipe for them, and how long it will take here."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cfgdistill.course.recipes import SIDES, Recipe, get_recipe, recipe_like
+from cfgdistill.course.stages import loss_of_teacher, new_classifier, new_teacher
+from cfgdistill.data.base import Data
+from cfgdistill.data.folder import load_own
+from cfgdistill.judge.metrics import classification_loss
+from cfgdistill.training.loop import halvings, train
+
+
+def recipe_for(source: str, like: str | None, **changes) -> Recipe:
+    """The recipe that is proposed for the images in a folder, or of a data set of the hub.
+
+    like: "data set/profile" of the table; None: cifar10's for this machine. The size is `size`, or
+    the largest that fits the images: see `from_folder`. `changes` are entries of the recipe.
+    """
+    like = like or f"cifar10/{'colab' if torch.cuda.is_available() else 'laptop'}"
+    dataset, _, profile = like.partition("/")
+    row = get_recipe(dataset, profile)
+    name = Path(source).expanduser().resolve().name.partition(":")[0]
+    name = re.sub(r"[^\w.-]+|^[.-]+", "-", name).strip("-.") or "images"
+    size = changes.pop("size", None if dataset in SIDES else row.size)
+    if size is None:
+        how = {key: changes[key] for key in ("image", "label") if key in changes}
+        how["images"] = changes.get("images", row.images)
+        size = load_own(source, size=None, **how).shape[-1]
+    return recipe_like(like, name, size=size, source=source, **changes)
+
+
+def minutes(recipe: Recipe, data: Data) -> dict[str, float]:
+    """About how long each stage will take on this machine, by a few updates of each network.
+
+    The teacher's are measured. An update of either stage of distillation costs 5/3 as much for the
+    same batch: forward and backward are as dear as three forwards, and its teacher needs two more.
+    """
+    judge, teacher = new_classifier(recipe, data), new_teacher(recipe, data)
+    one = _seconds(recipe, teacher, loss_of_teacher(recipe, data), data)
+    distilled = 5 / 3 * one * recipe.student_batch / recipe.batch
+    updates = sum(recipe.halving * (3 if n <= 4 else 1) for n in halvings(recipe.start))
+    seconds = {
+        "classifier": recipe.classifier * _seconds(recipe, judge, classification_loss, data.images),
+        "teacher": recipe.teacher * one,
+        "stage one": recipe.stage_one * distilled,
+        "stage two": updates * distilled,
+    }
+    return {stage: value / 60 for stage, value in seconds.items()}
+
+
+def _seconds(recipe: Recipe, model, loss: Callable, data: Data, measured: int = 3) -> float:
+    """Per update, after a first one that takes longer."""
+    updates = train(
+        model,
+        loss,
+        data,
+        name="trial",
+        updates=measured + 1,
+        batch=recipe.batch,
+        rate=recipe.rate,
+        seed=recipe.seed,
+        precision=recipe.precision,
+    )
+    next(updates)
+    started = time.perf_counter()
+    for _ in updates:
+        pass
+    return (time.perf_counter() - started) / measured
+
+
+def proposal(recipe: Recipe, data: Data) -> str:
+    """What will be trained, and for how long, in a sentence or two."""
+    teacher = new_teacher(recipe, data)
+    size = sum(p.numel() for p in teacher.net.parameters())
+    spent = minutes(recipe, data)
+    kinds = "captions" if recipe.autoencoder else "classes"
+    stages = ", ".join(f"{stage} {_rounded(value)}" for stage, value in spent.items())
+    return (
+        f"{recipe.dataset}: {len(data):,} images of {recipe.size} x {recipe.size}, "
+        f"{len(set(data.class_names)):,} {kinds}; a network of {size:,} parameters, like "
+        f"{recipe.like}'s at {recipe.profile}. As its first updates went, training takes "
+        f"{_rounded(sum(spent.values()))} minutes here ({stages}). Every number can be changed, "
+        f"such as --set size=32 --set teacher={max(1, recipe.teacher // 2)}."
+    )
+
+
+def _rounded(minutes: float) -> str:
+    return f"{minutes:.0f}" if minutes >= 1 else f"{minutes:.1g}"
