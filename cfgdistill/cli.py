@@ -38,6 +38,11 @@ A session, in minutes on a laptop:
   python -m cfgdistill sample   out/digits-laptop/stage-two/steps-4 --w 1 --to four-steps.png
   python -m cfgdistill evaluate out/digits-laptop/stage-two/steps-4 --w 0 1 3
 
+With images of your own, a folder of them for every class, the first two lines are
+
+  python -m cfgdistill train    --data photos --like cifar10/laptop
+  python -m cfgdistill distill  --data photos --like cifar10/laptop
+
 Every verb prints one JSON result on stdout and its progress on stderr. The same command again finds
 what is finished and resumes what is not, also after Ctrl-C or a crash. To stop after half an hour:
 `timeout --signal INT 30m python -m cfgdistill ...`. On several GPUs, with the same losses:

@@ -282,7 +282,7 @@ def test_every_parameter_of_the_course_has_a_default_whose_type_can_be_told():
     "arguments, words",
     [
         (["run", "--profile", "smkoe"], "did you mean 'smoke'?"),
-        (["run", "--dataset", "digit"], "did you mean 'digits'?"),
+        (["run", "--dataset", "digit"], "did you mean 'digits'"),
         (["run", "04_tinny"], "did you mean 04_tiny?"),
     ],
 )

@@ -16,6 +16,7 @@ import cfgdistill.course.stages as stages
 from cfgdistill.cli import main
 from cfgdistill.course.recipes import as_recipe
 from cfgdistill.data.base import Data
+from cfgdistill.teachers.stable_diffusion import tiny_pipeline
 from cfgdistill.training.loop import train
 
 # A few updates of the smallest network that has all parts.
@@ -149,14 +150,17 @@ def test_captioned_images_of_ones_own_become_latents(capsys):
     Path("drawn").mkdir()
     for k, colour in enumerate(("red", "blue", "green", "white") * 8):
         Pillow.new("RGB", (32, 32), colour).save(f"drawn/{k}.png")
-        Path(f"drawn/{k}.txt").write_text(f"a {colour} square")
+        Path(f"drawn/{k}.txt").write_text(colour)
     few = {"autoencoder": 2, "vae_channels": (8, 8), "batch": 4, "teacher": 1, "classifier": 1}
     recipe = own.recipe_for("drawn", "emoji/smoke", channels=(8, 16), **few)
     assert recipe.label == "text" and recipe.size == 32
     data = stages.load_recipe_data(recipe, "out")
-    assert data.shape == (4, 16, 16) and set(data.class_names) >= {"a red square"}
+    assert data.shape == (4, 16, 16) and set(data.class_names) >= {"red"}
     stages.train_teacher(recipe, data, "out")
     assert "32 images of 32 x 32, 4 captions" in own.proposal(recipe, data)
+    recipe = own.recipe_for("drawn", "sd/smoke", base=tiny_pipeline("base"))
+    data = stages.load_recipe_data(recipe, "out")
+    assert recipe.name == "drawn-smoke" and len(data) == 8 and data.images.shape == (3, 16, 16)
 
 
 def test_what_does_not_go_together_is_refused_before_any_work(capsys):
@@ -165,7 +169,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(capsys):
         (["--like", "cifar10/smoke"], "name them in --data"),
         (["--data", "photos", "--dataset", "digits"], "have no --dataset"),
         (["--data", "photos", "--like", "cifar10/huge"], "huge"),
-        (["--data", "nowhere"], "There is no folder nowhere"),
+        (["--data", "nowhere"], "/nowhere: name one that has a folder for each class"),
         (["--data", "photos", "--like", "cifar10/smoke", "--set", "size=32"], "ask for size=16"),
         (["--data", "photos", "--set", "like='digits'"], "like"),
     ):

@@ -72,7 +72,9 @@ def from_folder(
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}: name one that has a folder for each class.")
+        raise ValueError(
+            f"There is no folder {folder.absolute()}: name one that has a folder for each class."
+        )
     name = folder.resolve().name
     if next(folder.rglob("*.parquet"), None):
         columns = (image, "text" if captions and label == "label" else label)
@@ -114,7 +116,7 @@ def from_hub(
             yield from map(_bytes_of, some[image])
 
     stamp = ["hub", name, split, image, text, table._fingerprint]
-    found = _of_table(what, table[text], table.features[text], read, stamp, caption is not None)
+    found = _of_table(what, table[text][:], table.features[text], read, stamp, caption is not None)
     short = repository.rpartition("/")[2]
     return _decoded(what, short, split, found, size, images, mirror, caption is not None)
 
