@@ -1,6 +1,7 @@
 """A whole recipe, tiny: every stage finds, resumes or trains its model, and knows its teacher."""
 
 import gc
+import inspect
 import json
 import math
 import shutil
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from cfgdistill import GuidedDenoiser, ancestral, ddim, get_recipe, last, stochastic
 from cfgdistill.course import stages
 from cfgdistill.data.named import load_data
 from cfgdistill.teachers.unet import build_unet, load
-from cfgdistill.training.checkpoints import read_card
+from cfgdistill.training.checkpoints import fingerprint, read_card
 from cfgdistill.training.randomness import Draw
 
 TINY = dict(channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=4)
@@ -61,6 +63,30 @@ def test_a_finished_run_is_loaded_and_not_trained_again(out):
         kept = load(out / "digits-smoke" / "stage-two" / f"steps-{student.steps}")
         own, other = bits(student), bits(kept)
         assert all(torch.equal(own[key], other[key]) for key in own)
+
+
+def test_an_option_that_diffusers_adds_makes_another_network_only_where_it_is_used(
+    out, monkeypatch
+):
+    before, init = files(out), UNet2DConditionModel.__init__
+    known = fingerprint(load(out / "digits-smoke" / "teacher"))
+
+    def newer(self, *given, fake_option=False, **more):
+        init(self, *given, **more)
+        self.register_to_config(fake_option=fake_option or newer.used)
+
+    old = inspect.signature(init)
+    added = inspect.Parameter("fake_option", inspect.Parameter.KEYWORD_ONLY, default=False)
+    newer.__signature__ = old.replace(parameters=[*old.parameters.values(), added])
+    monkeypatch.setattr(UNet2DConditionModel, "__init__", newer)
+    newer.used = False
+    again = stages.train_teacher(RECIPE, DATA, out)
+    assert again.describe()["net"]["fake_option"] is False
+    assert files(out) == before and fingerprint(again) == known
+    newer.used = True
+    with pytest.raises(ValueError, match="net.net.fake_option is None there and True here"):
+        stages.train_teacher(RECIPE, DATA, out)
+    assert fingerprint(load(out / "digits-smoke" / "teacher")) != known
 
 
 def test_the_stage_one_network_is_let_go_once_it_has_taught_the_first_student(out, monkeypatch):

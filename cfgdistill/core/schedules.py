@@ -108,7 +108,7 @@ class DiscreteSchedule(Schedule):
 
     Entry k of `alphas_cumprod` (T entries) is alpha_t^2 at t = (k + 1) / T; t = 0 is clean data.
     Between entries the angle is interpolated. `made_of` (JSON) says what a computed table was
-    computed from, by which the schedule is then known; see `checkpoints.without_computed`.
+    computed from, by which the schedule is then known; see `checkpoints.identity`.
     """
 
     def __init__(self, alphas_cumprod: Float[Tensor, " T"], made_of: dict | None = None):

@@ -1,6 +1,7 @@
 """What is kept on disk: safetensors files and JSON cards, replaced as a whole or not at all."""
 
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -73,7 +74,7 @@ def fingerprint(model: nn.Module) -> str:
     weights, by name: a model that was trained here may have its layers in another order than the
     same one loaded from a file.
     """
-    about = without_computed(getattr(model, "describe", dict)())
+    about = identity(plain("What a model says of itself", getattr(model, "describe", dict)()))
     digest = hashlib.sha256(json.dumps([type(model).__name__, about], sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -81,17 +82,33 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def without_computed(tree):
-    """A description (JSON) in which "made_of" stands for all that it describes.
+# Networks that describe themselves by all the options of a class of diffusers.
+OF_DIFFUSERS = dict.fromkeys(("ClassUNet", "TextUNet", "LoraUNet"), "UNet2DConditionModel")
 
-    Numbers that were computed have other last bits on another CPU, so whoever computes them says
-    beside them what they were made of, and they are known by that.
+
+def identity(tree):
+    """What a description (JSON) says that makes a thing this one, whoever wrote it down, and where.
+
+    "made_of" stands for all that is beside it: numbers that were computed have other last bits on
+    another CPU, so whoever computes them says what they were made of, and they are known by that.
+    Options of diffusers' networks do not count at their defaults: its next version has more.
     """
     if not isinstance(tree, dict):
         return tree
     if "made_of" in tree:
-        return without_computed(tree["made_of"])
-    return {key: without_computed(value) for key, value in tree.items()}
+        return identity(tree["made_of"])
+    usual = _defaults(tree.get("net"))
+    return {key: identity(v) for key, v in tree.items() if key not in usual or v != usual[key]}
+
+
+def _defaults(kind) -> dict:
+    """The options of a network with the values that they have unless they are given (JSON)."""
+    if not isinstance(kind, str) or kind not in OF_DIFFUSERS:
+        return {}
+    import diffusers
+
+    options = inspect.signature(getattr(diffusers, OF_DIFFUSERS[kind])).parameters.values()
+    return plain("An option", {o.name: o.default for o in options if o.default is not o.empty})
 
 
 # What every card has, and what its entries are, where they are there.
@@ -182,13 +199,15 @@ def load_weights(model: nn.Module, folder: str | Path, about: dict | None = None
 def refuse_other(folder: Path, found: dict | None, wanted: dict) -> None:
     """ValueError where a folder holds the work of another recipe, naming the first difference."""
     # Through JSON, as the file went: tuples become lists.
-    wanted, found = plain("What a run is about", wanted), found or {}
-    wanted, found = _flat(without_computed(wanted)), _flat(without_computed(found))
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
+    trees = found or {}, plain("What a run is about", wanted)
+    known = [_flat(identity(tree)) for tree in trees]
+    for key in sorted(known[0].keys() | known[1].keys()):
+        if known[0].get(key) != known[1].get(key):
+            said = [_flat(tree) | own for tree, own in zip(trees, known, strict=True)]
+            there, here = (_short(flat.get(key)) for flat in said)
             raise ValueError(
-                f"{folder} holds another run: {key} is {_short(found.get(key))} there and "
-                f"{_short(wanted.get(key))} here. Choose another folder, or delete this one."
+                f"{folder} holds another run: {key} is {there} there and {here} here. "
+                "Choose another folder, or delete this one."
             )
 
 
