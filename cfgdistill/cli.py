@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
@@ -519,12 +519,14 @@ def _out_of(recipe: Recipe, folder: str) -> Path:
 
 def _base_text(recipe: Recipe):
     """The text encoder of a Stable Diffusion pipeline; None for models with one of their own."""
+    from cfgdistill.data.hub import nothing_fetched
     from cfgdistill.data.text import TextEncoder
     from cfgdistill.teachers.stable_diffusion import open_pipeline
 
     if recipe.base is None:
         return None
-    pipe = open_pipeline(recipe.base)
+    with nothing_fetched():
+        pipe = open_pipeline(recipe.base)
     return TextEncoder(pipe.tokenizer, pipe.text_encoder).eval()
 
 
@@ -586,6 +588,7 @@ def _data_of(card: dict, folder: str):
     """The data of a model. Nothing is trained for them: what decodes it is there, or is shipped."""
     from cfgdistill.course.pretrained import use_pretrained
     from cfgdistill.course.stages import home, load_recipe_data
+    from cfgdistill.data.hub import nothing_fetched
     from cfgdistill.training.checkpoints import fingerprint, read_card
 
     recipe = _recipe_of(card, folder)
@@ -599,7 +602,9 @@ def _data_of(card: dict, folder: str):
                 f"{folder} draws latents, and the autoencoder that was trained with it is not in "
                 f"{home(recipe, out)}: copy that folder too, or leave the model where it was."
             )
-    data = load_recipe_data(recipe, out)
+    # The names of other data sets are the package's own.
+    with nothing_fetched() if recipe.dataset == "sd" else nullcontext():
+        data = load_recipe_data(recipe, out)
     if "autoencoder" in about and about["autoencoder"] != fingerprint(data.vae):
         raise ValueError(
             f"{folder} was trained with another autoencoder than the one in {home(recipe, out)}: "

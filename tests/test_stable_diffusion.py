@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import socket
+import time
 from dataclasses import replace
 
 import pytest
@@ -19,6 +22,7 @@ from cfgdistill.core.losses import teacher_loss
 from cfgdistill.core.schedules import DiscreteSchedule
 from cfgdistill.course import stages
 from cfgdistill.data.captioned import load_captioned
+from cfgdistill.data.hub import name_and_revision
 from cfgdistill.data.latents import Latents, VAEEncoder
 from cfgdistill.data.text import TextEncoder
 from cfgdistill.export.stock import export
@@ -38,7 +42,6 @@ from cfgdistill.teachers.unet import (
     add_lora,
     add_w_conditioning,
     load,
-    name_and_revision,
     open_unet,
 )
 from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
@@ -267,6 +270,50 @@ def test_changes_are_not_added_to_a_base_that_is_another_one_now(tmp_path):
     (tmp_path / "base").rename(tmp_path / "gone")
     with refused(OSError, "The U-Net of", "could not be had"):
         load(tmp_path / "teacher")
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """The hosts that were asked for; none is found."""
+    asked = []
+
+    def find(host, *given, **more):
+        asked.append(host)
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+    return asked
+
+
+def test_what_a_card_names_is_never_fetched(out, tmp_path, requests, capsys):
+    with pytest.raises(OSError):
+        open_unet("owner/of-my-own")
+    assert "huggingface.co" in requests  # what I name myself may be fetched
+    requests.clear()
+    name, folder = "owner/of-the-card", tmp_path / "x" / "sd-smoke" / "stage-two" / "steps-1"
+    shutil.copytree(out / "stage-two" / "steps-1", folder)
+    text = (folder / "card.json").read_text()
+    card = json.loads(text)
+
+    def verb(*words):
+        assert cli.main([*words]) == 1
+        assert requests == []
+        return capsys.readouterr().err.splitlines()[-1]
+
+    for entry in ("base", "source"):
+        card["recipe"][entry] = name
+        (folder / "card.json").write_text(json.dumps(card))
+        said = verb("sample", str(folder), "--prompt", "a cat", "--to", str(tmp_path / "x.png"))
+        assert "fetch it first (" in said and name in said
+        assert name in verb("export", str(folder), "--to", str(tmp_path / "new"))
+        card = json.loads(text)
+    del card["model_sha256"]
+    card["model"]["net"]["base"] = name
+    (folder / "card.json").write_text(json.dumps(card))
+    with refused(OSError, name, "fetch it first (`hf download owner/of-the-card`)"):
+        load(folder)
+    assert requests == []
 
 
 # ---- what makes it fit ----------------------------------------------------------------------
@@ -595,7 +642,7 @@ def test_captions_in_a_file_are_enough_where_the_base_paints(base, text, tmp_pat
 
 def test_a_name_that_leads_nowhere_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with refused(OSError, "'nobody/nothing' could not be had", "connect to the network"):
+    with refused(OSError, "'nobody/nothing' could not be had", "`hf download nobody/nothing`"):
         open_pipeline("nobody/nothing")
     with refused(OSError, "could not be had"):
         open_pipeline(str(tmp_path))

@@ -8,6 +8,7 @@ import torch
 from cfgdistill.core.names import one_of
 from cfgdistill.data.base import SPLITS, Data
 from cfgdistill.data.folder import from_folder, holds_captions
+from cfgdistill.data.hub import to_fetch
 from cfgdistill.data.tables import column, hub_splits, pictures, read, splits_of, square
 
 
@@ -112,7 +113,8 @@ def _captioned_table(source: str, split: str):
     else:
         name, _, configuration = source.partition(":")
         what = f"The captioned images {source!r}"
-        advice = "name 'emoji', a folder with parquet files, or a data set that can be reached."
+        fetch = to_fetch(name, "python -c 'import datasets; datasets.load_dataset(\"{}\")'")
+        advice = f"{fetch}, or name 'emoji' or a folder with parquet files."
         splits = hub_splits(name, what, advice, configuration or None)
     held_out = "train" in splits and "test" not in splits
     if split not in splits and not held_out:

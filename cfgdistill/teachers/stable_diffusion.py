@@ -19,10 +19,11 @@ from cfgdistill.core.names import one_of
 from cfgdistill.core.samplers import ddim, last
 from cfgdistill.core.schedules import DiscreteSchedule
 from cfgdistill.data.captioned import load_captioned
+from cfgdistill.data.hub import name_and_revision, to_fetch
 from cfgdistill.data.latents import Latents, VAEEncoder, cached, cached_latents, latents_key
 from cfgdistill.data.tables import last_line
 from cfgdistill.data.text import TextEncoder, build_text_encoder
-from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub, name_and_revision
+from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub
 from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.environment import default_device, mixed_precision
 from cfgdistill.training.randomness import random_at, seeded
@@ -50,8 +51,8 @@ def open_pipeline(base: str):
             pipe = from_hub(StableDiffusionPipeline, base, **checker)
     except Exception as error:  # of the hub, http and safetensors, each with kinds of its own
         raise OSError(
-            f"The pipeline {base!r} could not be had ({last_line(error)}): connect to the "
-            "network, check the name and whether its licence was accepted, or name a folder that "
+            f"The pipeline {base!r} could not be had ({last_line(error)}): {to_fetch(base)}, "
+            "check the name and whether its licence was accepted, or name a folder that "
             "save_pretrained has written."
         ) from error
     if kind != "StableDiffusionPipeline":

@@ -12,6 +12,7 @@ from cfgdistill.core.denoiser import Denoiser, ranges, unfreeze
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.names import one_of
 from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
+from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.text import build_text_model, text_config
 from cfgdistill.teachers.mlp import MLP
 from cfgdistill.training.checkpoints import fingerprint, load_weights, read_card
@@ -257,8 +258,8 @@ def open_unet(base: str):
         return from_hub(UNet2DConditionModel, base, subfolder="unet")
     except Exception as error:  # of the hub, http and safetensors, each with kinds of its own
         raise OSError(
-            f"The U-Net of {base!r} could not be had ({type(error).__name__}): connect to the "
-            "network once, or name the folder of a pipeline."
+            f"The U-Net of {base!r} could not be had ({type(error).__name__}): {to_fetch(base)}, "
+            "or name the folder of a pipeline."
         ) from error
 
 
@@ -277,14 +278,6 @@ def from_hub(kind, base: str, **how):
         except Exception:
             raise error from None
     return found.to(torch.float32)
-
-
-def name_and_revision(base: str) -> tuple[str, str | None]:
-    """A folder or a name on the hub, and what may stand behind an @: a branch, tag or commit."""
-    if Path(base).is_dir():
-        return base, None
-    name, _, revision = base.partition("@")
-    return name, revision or None
 
 
 def build_unet(recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
@@ -457,7 +450,9 @@ def _build(model: dict) -> Denoiser:
 
 def _open_lora(config: dict) -> LoraUNet:
     base, timesteps = config["base"], config.get("timesteps", TIMESTEPS)
-    net = add_lora(open_unet(base), base, config["rank"], timesteps=timesteps)
+    with nothing_fetched():
+        unet = open_unet(base)
+    net = add_lora(unet, base, config["rank"], timesteps=timesteps)
     if net.sha != config["sha"]:
         raise ValueError(
             f"The U-Net of {base!r} is not the one that this model was trained on: write the "
