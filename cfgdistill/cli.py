@@ -300,6 +300,7 @@ def _sample(given) -> dict:
 
     from cfgdistill.judge.metrics import samples
     from cfgdistill.judge.plotting import save_images
+    from cfgdistill.teachers.stable_diffusion import PART, autocast
     from cfgdistill.training.checkpoints import write_tensors
 
     file = Path(given.to)
@@ -324,22 +325,28 @@ def _sample(given) -> dict:
     _try(file)
     if _rank() > 0:
         return {}  # one process is enough
-    model = _guided(net, data_of)
+    model, precision = _guided(net, data_of), nullcontext()
     if "text" in net.net.config:
-        data = data_of()
+        recipe, data = _recipe_of(card, given.folder), data_of()
         how["decode"] = data.decode
         captions = [data.class_names[k] for k in data.prompts(min(given.n, len(data)))[1]]
-        classes = _conditions(_recipe_of(card, given.folder), data, given.prompt or captions)
+        classes = _conditions(recipe, data, given.prompt or captions)
+        if recipe.dataset == "sd":  # 50 times as large as the others
+            how["batch"], precision = PART, autocast(recipe)
+            data.vae.to(net.device)
     else:
         classes = torch.tensor(given.classes or range(net.num_classes))
     labels = classes[torch.arange(given.n) % len(classes)]
     parts = []
     batches = samples(model, net.net.shape, labels, **how)
-    for x in _bar(batches, "batches", math.ceil(given.n / BATCH)):
-        if not x.isfinite().all():
-            raise ValueError(f"With w = {given.w:g} the samples are no numbers: try a smaller --w.")
-        parts.append(x)
-        nfe, model.nfe = model.nfe, 0  # those of one batch are those of an image
+    with precision:
+        for x in _bar(batches, "batches", math.ceil(given.n / how["batch"])):
+            if not x.isfinite().all():
+                raise ValueError(
+                    f"With w = {given.w:g} the samples are no numbers: try a smaller --w."
+                )
+            parts.append(x)
+            nfe, model.nfe = model.nfe, 0  # those of one batch are those of an image
     x = torch.cat(parts)
     if file.suffix == ".png":
         with _written(file), TemporaryDirectory(dir=file.parent) as own:  # the old one until then

@@ -1,5 +1,6 @@
 """Stable Diffusion as a teacher, on a pipeline of the same parts with random weights."""
 
+import copy
 import json
 import re
 import shutil
@@ -10,11 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from elsewhere import elsewhere
 
 import cfgdistill.training.loop as training
 from cfgdistill import Denoiser, GuidedDenoiser, cli, ddim, get_recipe, last
@@ -88,6 +91,10 @@ def moved(denoiser, seed=1):
         if "lora_B" in key or "cond_proj" in key:
             p.data = torch.randn(p.shape, generator=generator) / 10
     return denoiser.eval()
+
+
+def bits(denoiser):
+    return {key: p.tolist() for key, p in denoiser.net.state_dict().items()}
 
 
 def refused(kind, *words):
@@ -201,8 +208,21 @@ def test_the_base_stays_bit_for_bit_and_only_changes_and_the_w_projection_move(b
     list(train(student, training.stage_one_loss(guided, (0.0, 8.0)), data, **how))
     changed = {k for k, p in student.net.named_parameters() if not torch.equal(p, before[k])}
     assert changed == {k for k in before if "lora_" in k or "cond_proj" in k}
-    own = {p.data_ptr() for p in student.parameters()}
-    assert not own & {p.data_ptr() for p in teacher.parameters()}
+
+
+def test_teacher_and_students_stand_on_one_base_and_have_changes_of_their_own(base):
+    teacher = moved(v_teacher(tiny(base)))
+    student = add_w_conditioning(teacher, (0.0, 8.0))
+    models = [teacher, student, student.for_steps(4), copy.deepcopy(student)]
+    for trains in (False, True):
+        places = [
+            {p.data_ptr() for p in model.parameters() if p.requires_grad == trains}
+            for model in models
+        ]
+        assert len(set.union(*places)) == (sum(map(len, places)) if trains else len(places[0]))
+    before = bits(teacher), bits(student)
+    next(p for key, p in models[2].named_parameters() if "lora_B" in key).data += 1
+    assert before == (bits(teacher), bits(student)) and bits(models[2]) != bits(student)
 
 
 def test_low_rank_changes_learn_to_say_v(base, data):
@@ -492,6 +512,58 @@ def test_from_the_command_line_a_base_becomes_a_student_a_picture_and_a_stock_fo
     ours = (read_tensors(file)[0]["images"] + 1) / 2  # --seed is 0 unless told
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
     assert ours.shape == (1, 3, 16, 16) and ours.std() > 0.01
+
+
+@pytest.fixture
+def paint(out, tmp_path, monkeypatch):
+    """`sample` for five images of the one-step student: they, and what was asked on the way."""
+
+    def run():
+        seen = {}
+
+        def watched(kind, method):
+            def call(part, z, *given, **more):
+                said = method(part, z, *given, **more)
+                dtype = said.sample.dtype
+                seen.setdefault(kind, []).append((len(z), z.device.type, dtype))
+                return said
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for kind, method in ((UNet2DConditionModel, "forward"), (AutoencoderKL, "decode")):
+                patch.setattr(kind, method, watched(method, getattr(kind, method)))
+            file = tmp_path / "five.safetensors"
+            given = ["--prompt", *CAPTIONS, "--n", "5", "--w", "3", "--to", str(file)]
+            assert cli.main(["sample", str(out / "stage-two" / "steps-1"), *given]) == 0
+        return read_tensors(file)[0]["images"], seen
+
+    return run
+
+
+def test_the_command_line_paints_a_few_images_at_once_where_the_model_is(paint, base, monkeypatch):
+    known, seen = paint()
+    assert [n for n, *_ in seen["forward"]] == [5]
+    monkeypatch.setattr("cfgdistill.teachers.stable_diffusion.PART", 2)
+    # diffusers opens files by way of the device that `elsewhere` takes for its own.
+    unet, pipe = open_unet(base), open_pipeline(base)
+    monkeypatch.setattr("cfgdistill.teachers.unet.open_unet", lambda base: unet)
+    monkeypatch.setattr("cfgdistill.teachers.stable_diffusion.open_pipeline", lambda base: pipe)
+    with elsewhere():
+        few, seen = paint()
+    for kind in ("forward", "decode"):
+        assert seen[kind] == [(n, "meta", torch.float32) for n in (2, 2, 1)]
+    torch.testing.assert_close(few, known, atol=1e-4, rtol=1e-4)
+
+
+def test_the_command_line_paints_in_half_precision_where_that_is_a_gain(paint, monkeypatch):
+    exact, seen = paint()
+    half = torch.bfloat16
+    for module in ("stable_diffusion", "unet"):
+        monkeypatch.setattr(f"cfgdistill.teachers.{module}.frozen_dtype", lambda precision: half)
+    coarse, seen = paint()
+    assert seen == {"forward": [(5, "cpu", half)], "decode": [(5, "cpu", half)]}
+    assert 0 < (coarse - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 # ---- data -----------------------------------------------------------------------------------

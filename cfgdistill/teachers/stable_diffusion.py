@@ -25,7 +25,7 @@ from cfgdistill.data.tables import last_line
 from cfgdistill.data.text import TextEncoder, build_text_encoder
 from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub
 from cfgdistill.training.checkpoints import fingerprint
-from cfgdistill.training.environment import default_device, mixed_precision
+from cfgdistill.training.environment import default_device, frozen_dtype
 from cfgdistill.training.randomness import random_at, seeded
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}  # diffusers' word: ours
@@ -134,7 +134,8 @@ def v_teacher(recipe) -> Denoiser:
     if recipe.checkpointing:
         unet.enable_gradient_checkpointing()
     if recipe.lora:
-        net = add_lora(unet, recipe.base, recipe.lora, half=_half(recipe), seed=recipe.seed)
+        half = frozen_dtype(recipe.precision)
+        net = add_lora(unet, recipe.base, recipe.lora, half=half, seed=recipe.seed)
     else:
         net = TextUNet(unet)
     return Denoiser(net, v_schedule(pipe), "v")
@@ -166,7 +167,7 @@ def load_latents(recipe, folder: str | Path, split: str = "train") -> Latents:
         teacher = GuidedDenoiser(base_denoiser(pipe).to(device), empty)
         how = {"steps": recipe.data_free, "w": OWN_W, "seed": recipe.seed}
         made_of = f"{fingerprint(teacher)} {json.dumps(how)}"
-        with _autocast(recipe):
+        with autocast(recipe):
             latents = own_latents(teacher, conds, folder, made_of=known, **how)
     else:
         made_of = latents_key(vae, images)
@@ -266,15 +267,9 @@ def _open(recipe):
     return pipe
 
 
-def _half(recipe) -> torch.dtype | None:
-    """What frozen weights are kept in: half precision for mixed training on a GPU."""
-    if recipe.precision != "mixed" or not torch.cuda.is_available():
-        return None
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision()]
-
-
-def _autocast(recipe):
-    half = _half(recipe)
+def autocast(recipe):
+    """A context in which networks are asked in half precision, where the device gains from it."""
+    half = frozen_dtype(recipe.precision)
     return nullcontext() if half is None else torch.autocast(default_device().type, half)
 
 

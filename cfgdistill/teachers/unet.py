@@ -16,7 +16,7 @@ from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.text import build_text_model, text_config
 from cfgdistill.teachers.mlp import MLP
 from cfgdistill.training.checkpoints import fingerprint, load_weights, read_card
-from cfgdistill.training.environment import default_device
+from cfgdistill.training.environment import default_device, frozen_dtype
 from cfgdistill.training.randomness import seeded
 
 TIMESTEPS = 1024  # a power of two, so that i/N is a whole number of them for every N of stage two
@@ -45,10 +45,6 @@ class _UNet(nn.Module):
         """Of one z: channels, height, width."""
         config = self.unet.config
         return (config.in_channels, config.sample_size, config.sample_size)
-
-    def with_unet(self, unet) -> "_UNet":
-        """The same network around another U-Net."""
-        return type(self)(unet, self.timesteps)
 
     def trains(self, name: str) -> bool:
         """Whether a student of this network trains the parameter of this name."""
@@ -103,9 +99,6 @@ class ClassUNet(_UNet):
         channels, height, width = super().shape
         return (channels // self.patch**2, height * self.patch, width * self.patch)
 
-    def with_unet(self, unet) -> "ClassUNet":
-        return ClassUNet(unet, self.timesteps, self.patch)
-
     def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
         """z [b, c, h, h], t [b], labels cond [b], w [b] (None for a network without a w input)."""
         return self._ask(z, t, w, encoder_hidden_states=None, class_labels=cond)
@@ -128,9 +121,6 @@ class TextUNet(_UNet):
     @property
     def config(self) -> dict:
         return {**super().config, "text": None if self.text is None else text_config(self.text)}
-
-    def with_unet(self, unet) -> "TextUNet":
-        return TextUNet(unet, copy.deepcopy(self.text), self.timesteps)
 
     def trains(self, name: str) -> bool:
         return not name.startswith("text.")  # the students' text model is the teacher's, and stays
@@ -184,8 +174,12 @@ class LoraUNet(TextUNet):
     def config(self) -> dict:
         return {**super().config, "base": self.base, "sha": self.sha, "rank": self.rank}
 
-    def with_unet(self, unet) -> "LoraUNet":
-        return LoraUNet(unet, self.base, self.sha, self.rank, self.timesteps)
+    def __deepcopy__(self, memo: dict) -> "LoraUNet":
+        """Changes and a projection of w of its own, on the same base, which nobody changes."""
+        memo.update({id(p): p for key, p in self.named_parameters() if not _trained(key)})
+        memo[id(self)] = copied = LoraUNet.__new__(LoraUNet)
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def trains(self, name: str) -> bool:
         return _trained(name)
@@ -353,9 +347,8 @@ def add_w_conditioning(teacher: Denoiser, w_range: Sequence) -> Denoiser:
     side. diffusers leaves the new projection `cond_proj` at random. Here it is zero, so the student
     starts as exactly the conditional teacher, for every w.
     """
-    unet = copy.deepcopy(teacher.net.unet)
-    _add_cond_proj(unet, len(ranges(w_range)))
-    net = teacher.net.with_unet(unet)
+    net = copy.deepcopy(teacher.net)
+    _add_cond_proj(net.unet, len(ranges(w_range)))
     unfreeze(net)
     student = copy.deepcopy(teacher, {id(teacher.schedule): teacher.schedule, id(teacher.net): net})
     student.w_range, student.steps, student.sampler, student.nfe = w_range, None, None, 0
@@ -371,8 +364,12 @@ def _add_cond_proj(unet, strengths: int) -> None:
 
 
 def load(folder: str | Path) -> Denoiser:
-    """The denoiser that `train` left in a folder, with its schedule, steps and w range."""
-    model = read_card(folder)["model"]
+    """The denoiser that `train` left in a folder, with its schedule, steps and w range.
+
+    The base of low-rank changes is in half precision where it was trained so and the device gains.
+    """
+    card = read_card(folder)
+    model, half = card["model"], frozen_dtype(card.get("recipe", {}).get("precision", "full"))
     if "net" not in model:
         raise ValueError(f"{folder} holds no denoiser but a classifier: name another folder.")
     if not isinstance(model["net"], dict):
@@ -381,7 +378,7 @@ def load(folder: str | Path) -> Denoiser:
         if not fits(model.get(key)):
             raise ValueError(_no_card(folder, f"{key} is {model.get(key)!r:.60}"))
     try:
-        denoiser = _build(model)
+        denoiser = _build(model, half)
     except (ValueError, OSError):
         raise
     except Exception as error:  # whatever diffusers or transformers make of such a description
@@ -415,8 +412,8 @@ def _no_card(folder: str | Path, why: str) -> str:
     )
 
 
-def _build(model: dict) -> Denoiser:
-    """A denoiser as its card describes it, with random weights."""
+def _build(model: dict, half: torch.dtype | None) -> Denoiser:
+    """A denoiser as its card describes it, with random weights; `half`: see `add_lora`."""
     model = dict(model)
     net, schedule = dict(model.pop("net")), model.pop("schedule")
     kind = one_of("network", net.pop("net"), ("ClassUNet", "TextUNet", "LoraUNet", "MLP"))
@@ -429,7 +426,7 @@ def _build(model: dict) -> Denoiser:
     if kind == "MLP":
         net = MLP(**net)
     elif kind == "LoraUNet":
-        net = _open_lora(net)
+        net = _open_lora(net, half)
     else:
         from diffusers import UNet2DConditionModel
 
@@ -448,11 +445,11 @@ def _build(model: dict) -> Denoiser:
     return Denoiser(net, schedule, w_range=known, **model)
 
 
-def _open_lora(config: dict) -> LoraUNet:
+def _open_lora(config: dict, half: torch.dtype | None) -> LoraUNet:
     base, timesteps = config["base"], config.get("timesteps", TIMESTEPS)
     with nothing_fetched():
         unet = open_unet(base)
-    net = add_lora(unet, base, config["rank"], timesteps=timesteps)
+    net = add_lora(unet, base, config["rank"], half=half, timesteps=timesteps)
     if net.sha != config["sha"]:
         raise ValueError(
             f"The U-Net of {base!r} is not the one that this model was trained on: write the "

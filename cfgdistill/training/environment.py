@@ -31,6 +31,13 @@ def mixed_precision(device: str | torch.device | None = None) -> str:
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
 
+def frozen_dtype(precision: str) -> torch.dtype | None:
+    """What frozen weights are kept in and asked in: half precision for "mixed" on a GPU."""
+    if precision != "mixed" or not torch.cuda.is_available():
+        return None
+    return HALF[mixed_precision()]
+
+
 def flag(name: str, default: bool = False) -> bool:
     """Whether an environment variable says yes; ValueError where it says neither yes nor no.
 
