@@ -1,10 +1,13 @@
 """Files that are replaced as a whole or not at all, and cards that say what they hold."""
 
+import builtins
 import hashlib
+import io
 import json
 import os
 import re
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -157,9 +160,9 @@ def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
 
 def test_the_card_is_written_last_so_a_folder_with_a_card_is_complete(tmp_path, monkeypatch):
     order = []
-    write = checkpoints.write_bytes
+    replace = os.replace
     monkeypatch.setattr(
-        checkpoints, "write_bytes", lambda path, it: (order.append(path.name), write(path, it))
+        os, "replace", lambda tmp, path: (order.append(path.name), replace(tmp, path))
     )
     save_weights(tiny_mlp(), tmp_path, {})
     assert order == ["model.safetensors", "card.json"]
@@ -318,37 +321,65 @@ def test_only_the_system_makes_it_a_full_disk(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
-def test_what_is_loaded_is_what_was_hashed_though_the_file_changes_meanwhile(tmp_path, monkeypatch):
-    save_weights(tiny_mlp(0), tmp_path / "a", {})
-    save_weights(tiny_mlp(1), tmp_path / "b", {})
-    file, read = tmp_path / "a" / "model.safetensors", Path.read_bytes
+@pytest.mark.parametrize("first", ["its own", "another"])
+def test_what_is_loaded_is_what_was_hashed_though_the_file_changes_meanwhile(
+    tmp_path, monkeypatch, first
+):
+    for seed, name in enumerate("ab"):
+        save_weights(tiny_mlp(seed), tmp_path / name, {})
+    one, other = (tmp_path / name / "model.safetensors" for name in "ab")
+    if first == "another":
+        for old, new in ((one, tmp_path / "mine"), (other, one), (tmp_path / "mine", other)):
+            old.rename(new)
+    read = checkpoints.read_tensors
 
     def swapped_after(path):
-        content = read(path)
-        if path == file:
-            file.write_bytes(read(tmp_path / "b" / "model.safetensors"))
-        return content
+        found = read(path)
+        os.replace(other, path)
+        return found
 
-    monkeypatch.setattr(Path, "read_bytes", swapped_after)
+    monkeypatch.setattr(checkpoints, "read_tensors", swapped_after)
     model = tiny_mlp(2)
-    load_weights(model, tmp_path / "a")
-    assert same(bits(model), bits(tiny_mlp(0)))
     with pytest.raises(ValueError, match="the sha256 differs"):
         load_weights(model, tmp_path / "a")
+    assert same(bits(model), bits(tiny_mlp(2)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_a_file_is_written_and_read_without_a_copy_of_it_in_memory(tmp_path):
+    code = """
+import re, sys, torch
+from pathlib import Path
+from cfgdistill.training.checkpoints import read_tensors, write_tensors
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+file = Path(sys.argv[1])
+write_tensors(file, {"warm": torch.ones(1)}, {}), read_tensors(file)
+tensors = {str(i): torch.ones(2**22) for i in range(4)}  # 64 MB
+before = peak()
+write_tensors(file, tensors, {})
+written = peak()
+read_tensors(file)
+print(written - before, peak() - written)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "x.safetensors")]
+    written, read = map(float, subprocess.check_output(words, text=True).split())
+    assert written < 16 and 32 < read < 80
 
 
 @pytest.mark.parametrize("name", ["card.json", "model.safetensors"])
 def test_nobody_is_told_to_delete_what_could_not_be_read(tmp_path, monkeypatch, name):
     save_weights(tiny_mlp(), tmp_path, {})
 
+    real = builtins.open
+
     def denied(path, *given, **more):
-        if path.name == name:
+        if Path(path).name == name:
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *given, **more)
 
-    kind = "read_text" if name == "card.json" else "read_bytes"
-    real = getattr(Path, kind)
-    monkeypatch.setattr(Path, kind, denied)
+    monkeypatch.setattr(builtins, "open", denied)
+    monkeypatch.setattr(io, "open", denied)  # of a Path
     with pytest.raises((OSError, ValueError), match="cannot be read .*Permission denied") as told:
         load_weights(tiny_mlp(), tmp_path)
     said = str(told.value).replace(str(tmp_path), "")

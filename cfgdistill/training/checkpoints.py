@@ -1,5 +1,6 @@
 """What is kept on disk: safetensors files and JSON cards, replaced as a whole or not at all."""
 
+import filecmp
 import hashlib
 import inspect
 import json
@@ -21,25 +22,25 @@ def save_weights(model: nn.Module, folder: str | Path, about: dict, **more) -> N
 
     `model.describe()` says what is needed to build the model again. `about` and `more` are JSON.
     """
-    folder = Path(folder)
+    folder, tensors = Path(folder), weights_of(model.net)
     weights = folder / "model.safetensors"
-    content = _packed(weights_of(model.net), {})
     described = plain("What a model says of itself", model.describe())
     card = {
         "about": about,
         "model": described,
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": "",
         "model_sha256": _digest(described),
         "git_commit": git_commit(),
         "cfgdistill": version("cfgdistill"),
         "torch": torch.__version__,
         **more,
     }
-    text = json.dumps(plain("A card", card), indent=1)
-    write_bytes(weights, content)
-    if sha256(weights) != card["sha256"]:
+    card = plain("A card", card)  # what cannot be kept is told before anything is written
+    write_tensors(weights, tensors, {})
+    if not _holds(weights, tensors):
         raise OSError(f"{weights} does not hold what was written there: see to the disk.")
-    write_text(folder / "card.json", text)
+    card["sha256"] = sha256(weights)
+    write_text(folder / "card.json", json.dumps(card, indent=1))
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
@@ -78,8 +79,13 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps([type(model).__name__, about], sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bits(value).numpy())
     return digest.hexdigest()[:16]
+
+
+def _bits(value: Tensor) -> Tensor:
+    """The bytes of a tensor, wherever it is, as a flat one on the CPU."""
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8)
 
 
 # Networks that describe themselves by all the options of a class of diffusers.
@@ -180,9 +186,10 @@ def load_weights(model: nn.Module, folder: str | Path, about: dict | None = None
     if about is not None:
         refuse_other(folder, card["about"], about)
     weights = folder / "model.safetensors"
-    content = _content(weights)  # read once: what is used is what was checked
-    tensors, _ = _unpacked(weights, content)
-    if hashlib.sha256(content).hexdigest() != card["sha256"]:
+    before = _mark(weights)
+    tensors, _ = read_tensors(weights)
+    # What was read is what is hashed: the file is still the same one.
+    if sha256(weights) != card["sha256"] or _mark(weights) != before:
         raise ValueError(
             f"{weights} is not the file that its card.json describes (the sha256 differs): "
             "fetch or train it again."
@@ -227,13 +234,12 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
-    """A safetensors file with JSON in its header, replaced as a whole or not at all."""
-    write_bytes(path, _packed(tensors, state))
+    """A safetensors file with JSON in its header, replaced as a whole or not at all.
 
-
-def _packed(tensors: dict[str, Tensor], state: dict) -> bytes:
-    """A safetensors file. Tensors that share memory, as tied weights do, come back as copies."""
-    from safetensors.torch import save
+    Tensors that share memory, as tied weights do, come back as copies.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     apart, seen = {}, set()
     for key, value in tensors.items():
@@ -241,23 +247,32 @@ def _packed(tensors: dict[str, Tensor], state: dict) -> bytes:
         place = (value.device, value.untyped_storage().data_ptr())
         apart[key] = value.clone() if place in seen else value
         seen.add(place)
-    # Not save_file, which makes a file that only its owner may read.
-    return save(apart, {"state": json.dumps(plain("what is kept with tensors", state))})
+    header = {"state": json.dumps(plain("what is kept with tensors", state))}
+    with _replaced(path) as tmp:
+        try:
+            save_file(apart, tmp, header)
+        except SafetensorError as error:  # all that it says of a disk
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors and the JSON of `write_tensors`; ValueError where the file is damaged."""
-    return _unpacked(path, _content(path))
-
-
-def _unpacked(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors = load(content)  # which has checked the header, that begins with its length
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return tensors, json.loads(header.get("__metadata__", {}).get("state", "{}"))
+        with open(path, "rb"):  # what the system says, in its own words
+            pass
+        # Not through mmap, under which a process dies where somebody shortens the file.
+        with safe_open(path, "pt", backend="pread") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            return tensors, json.loads((file.metadata() or {}).get("state", "{}"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: restore it, or train it again.") from error
+    except OSError as error:  # what could not be read may well be whole
+        raise OSError(
+            f"{path} cannot be read ({error.strerror}): what is in it is not lost; see to its "
+            "permissions and to the disk."
+        ) from error
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}): it is truncated or not a checkpoint. "
@@ -265,17 +280,23 @@ def _unpacked(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict]:
         ) from error
 
 
-def _content(path: Path) -> bytes:
-    """All of a file. What could not be read may well be whole: nobody is told to delete it."""
+def _holds(path: Path, tensors: dict[str, Tensor]) -> bool:
+    """Whether a file has these very tensors, to the bit."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: restore it, or train it again.") from error
-    except OSError as error:
-        raise OSError(
-            f"{path} cannot be read ({error.strerror}): what is in it is not lost; see to its "
-            "permissions and to the disk."
-        ) from error
+        found, _ = read_tensors(path)
+    except ValueError:
+        return False
+    return found.keys() == tensors.keys() and all(
+        torch.equal(_bits(found[key]), _bits(value)) for key, value in tensors.items()
+    )
+
+
+def _mark(path: Path) -> tuple | None:
+    """What is another for another file of this name, and for one that was changed."""
+    if not path.exists():
+        return None
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def write_text(path: Path, text: str) -> None:
@@ -284,7 +305,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to the disk, then rename: a reader never sees half a file.
+    """A file, replaced as a whole or not at all."""
+    with _replaced(path) as tmp:
+        tmp.write_bytes(content)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; flushed to the disk and renamed, so no reader sees half a one.
 
     Any number of processes may write the same file at once; the last one's is kept. OSError, with
     one sentence, where it cannot be done.
@@ -293,14 +321,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     tmp = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(tmp, "xb") as file:
-            file.write(content)
-            file.flush()
+        tmp.touch(exist_ok=False)
+        mode = tmp.stat().st_mode
+        yield tmp
+        tmp.chmod(mode)  # safetensors makes one that only its owner may read
+        with open(tmp, "r+b") as file:
             os.fsync(file.fileno())
         try:
             os.replace(tmp, path)
         except PermissionError:  # Windows, while somebody reads it
-            if path.read_bytes() != content:
+            if not filecmp.cmp(path, tmp, shallow=False):
                 raise
     except OSError as error:
         raise OSError(

@@ -376,7 +376,8 @@ def _only_run(folder: Path) -> Iterator[None]:
                 f"Something is trained in {folder} already ({error}): wait for its end, or choose "
                 "another folder. If that process is gone, with its machine, delete the file."
             ) from error
-        for left in folder.glob("*.tmp"):  # by a run that was killed while it wrote
+        # By a run that was killed while it wrote, or while safetensors did.
+        for left in (*folder.glob("*.tmp"), *folder.glob(".tmp*")):
             left.unlink()
         yield
 
