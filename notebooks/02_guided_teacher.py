@@ -184,12 +184,13 @@ print(
 # denoiser still has to answer with an average. What counts is that the curve has flattened.
 
 # %%
-losses = torch.tensor(card["losses"])
+losses, each = torch.tensor(card["losses"]), card.get("updates_per_loss", 1)
 window = max(1, len(losses) // 40)
 smooth = losses[: len(losses) // window * window].reshape(-1, window).mean(1)
 fig, axis = figure(height=2.6)
-axis.plot(range(1, len(losses) + 1), losses, color=COLORS[5], alpha=0.4, label="each update")
-axis.plot(torch.arange(1, len(smooth) + 1) * window, smooth, color=COLORS[0], label="mean")
+label = "each update" if each == 1 else f"mean of {each} updates"  # of a long run
+axis.plot(torch.arange(1, len(losses) + 1) * each, losses, color=COLORS[5], alpha=0.4, label=label)
+axis.plot(torch.arange(1, len(smooth) + 1) * window * each, smooth, color=COLORS[0], label="mean")
 axis.set(xlabel="update", ylabel="loss ($v$ error)", yscale="log")
 axis.legend(frameon=False)
 show(fig, alt="The training loss falls steeply at first, then slowly, and ends almost flat.")

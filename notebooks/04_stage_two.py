@@ -254,10 +254,12 @@ for student in train_stage_two(recipe, data, out):
 # %%
 fig, axis = figure(width=6.5, height=3.6)
 for steps, color in zip(students, COLORS * 2, strict=False):
-    losses = read_card(home(recipe, out) / "stage-two" / f"steps-{steps}")["losses"]
+    card = read_card(home(recipe, out) / "stage-two" / f"steps-{steps}")
+    losses, each = card["losses"], card.get("updates_per_loss", 1)
     window = max(1, len(losses) // 25)
     smooth = torch.tensor(losses[: len(losses) // window * window]).reshape(-1, window).mean(1)
-    axis.plot(torch.arange(1, len(smooth) + 1) * window, smooth, color=color, label=f"{steps}")
+    updates = torch.arange(1, len(smooth) + 1) * window * each
+    axis.plot(updates, smooth, color=color, label=f"{steps}")
 axis.set(xlabel="update", ylabel="loss", yscale="log")
 axis.legend(title="steps", frameon=False, ncols=2)
 show(

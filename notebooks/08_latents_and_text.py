@@ -250,11 +250,11 @@ parameters = sum(p.numel() for p in network.net.unet.parameters()) / 1e6
 print(
     f"U-Net: {parameters:.1f} M parameters, {card['about']['updates']} updates, {card['minutes']} minutes"
 )
-losses = torch.tensor(card["losses"])
+losses, each = torch.tensor(card["losses"]), card.get("updates_per_loss", 1)
 window = max(1, len(losses) // 60)
 smooth = losses[: len(losses) // window * window].reshape(-1, window).mean(1)
 fig, axis = figure(width=6, height=2.8)
-axis.plot(torch.arange(1, len(smooth) + 1) * window, smooth, color=COLORS[0])
+axis.plot(torch.arange(1, len(smooth) + 1) * window * each, smooth, color=COLORS[0])
 axis.set(xlabel="update", ylabel="loss (v)")
 log_y(axis)
 show(

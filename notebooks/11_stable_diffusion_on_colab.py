@@ -277,12 +277,10 @@ del student
 home, minutes = Path(out) / recipe.name, training_minutes(recipe, out)
 print("stage               updates   first loss   last loss   minutes      MiB")
 for name, spent in minutes.items():
-    losses, size = (
-        read_card(home / name)["losses"],
-        (home / name / "model.safetensors").stat().st_size,
-    )
+    card, size = read_card(home / name), (home / name / "model.safetensors").stat().st_size
+    losses, updates = card["losses"], card["about"]["updates"]
     print(
-        f"{name:20s} {len(losses):6d} {losses[0]:12.4f} {losses[-1]:11.4f} {spent:9.2f} {size / 2**20:8.2f}"
+        f"{name:20s} {updates:6d} {losses[0]:12.4f} {losses[-1]:11.4f} {spent:9.2f} {size / 2**20:8.2f}"
     )
 
 # %% [markdown]

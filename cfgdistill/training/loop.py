@@ -40,7 +40,7 @@ from cfgdistill.training.environment import HALF, default_device, flag, mixed_pr
 from cfgdistill.training.randomness import Draw, seed_at, seeded
 
 SAVE_MINUTES = 5.0  # what a crash costs at most; a checkpoint of a large network takes a while
-MOST_LOSSES = 500  # in a card: as many as a curve can show
+MOST_LOSSES = 2000  # in a card: more than a figure is wide
 
 
 class Update(NamedTuple):
