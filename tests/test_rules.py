@@ -12,12 +12,27 @@ from cfgdistill import (
     CosineSchedule,
     Denoiser,
     GuidedDenoiser,
+    add_w_conditioning,
+    build_unet,
+    convert,
     ddim,
+    ddim_encode,
+    ddim_step,
     expand,
+    guidance_matching_loss,
     last,
+    load,
+    load_data,
     pinwheel,
+    progressive_target,
+    stage_one_loss,
+    stage_two_loss,
+    train,
 )
 from cfgdistill.core import rules
+from cfgdistill.course.recipes import get_recipe
+from cfgdistill.teachers.guiders import guider_rule
+from cfgdistill.training.checkpoints import save_weights
 
 SCHEDULE = CosineSchedule()
 TOY = pinwheel()
@@ -217,3 +232,276 @@ def test_the_weights_of_cfg_plus_plus_are_an_interval_that_grows_with_the_steps(
     # 0.6 sin(pi/4) cos(pi/4 - pi/2N) / sin(pi/2N), at the middle of N = 4, 16, 64, 256 steps
     for steps, known in ((4, 1.02), (16, 3.35), (64, 12.5), (256, 49.2)):
         assert scale(0.5, steps) == pytest.approx(known, rel=0.01)
+
+
+# ---- diffusers' guiders ---------------------------------------------------------------------
+
+
+def same(guider, rule, w=2.0, denoiser=EXACT, atol=1e-5):
+    """A guider of diffusers says what a rule of ours says, for every t and several w."""
+    w = torch.linspace(0.5, w, len(Z)).double()
+    theirs = GuidedDenoiser(denoiser, NULL, guider_rule(guider))(Z, T, COND, w).v
+    close(theirs, GuidedDenoiser(denoiser, NULL, rule)(Z, T, COND, w).v, atol)
+
+
+def x_teacher():
+    """The exact denoiser, predicting x."""
+    net = lambda z, t, cond, w: EXACT(z, t, cond).x  # noqa: E731
+    return Denoiser(net, SCHEDULE, "x")
+
+
+@pytest.mark.parametrize("original", [False, True])
+@pytest.mark.parametrize("denoiser", [EXACT, x_teacher()], ids=["v", "x"])
+def test_the_guiders_of_diffusers_say_what_our_rules_say(original, denoiser):
+    from diffusers.guiders import ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance
+
+    how = {"use_original_formulation": original}
+    same(ClassifierFreeGuidance(**how), None, denoiser=denoiser)
+    if denoiser is EXACT:  # what is not linear depends on what is predicted
+        phi = {"guidance_rescale": 0.7}
+        same(ClassifierFreeGuidance(**phi, **how), partial(rules.rescaled, phi=0.7))
+    if denoiser is EXACT and not original:
+        # in float32 in diffusers, and with 1e-8 added to what is divided by
+        same(ClassifierFreeZeroStarGuidance(zero_init_steps=0), rules.zero_star, atol=1e-4)
+
+
+def test_diffusers_projected_guidance_says_what_ours_says_to_an_x_prediction():
+    from diffusers.guiders import AdaptiveProjectedGuidance
+
+    guider = AdaptiveProjectedGuidance(
+        adaptive_projected_guidance_rescale=0.2, eta=0.3, use_original_formulation=True
+    )
+    rule = partial(rules.projected, radius=0.2, eta=0.3)
+    same(guider, rule, denoiser=x_teacher(), atol=1e-6)
+
+
+def test_the_start_and_stop_of_a_guider_are_times():
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    guided = GuidedDenoiser(EXACT, NULL, guider_rule(ClassifierFreeGuidance(start=0.25, stop=0.5)))
+    z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    guided.nfe = 0
+    theirs = last(ddim(guided, z, 8, COND[:4], 2.0))
+    assert guided.nfe == 8 + 2  # two evaluations in the steps 2 and 3 of 0 .. 7
+    plain = GuidedDenoiser(EXACT, NULL)
+    close(theirs, last(ddim(plain, z, 8, COND[:4], lambda t: 2.0 * (t <= 0.75) * (t > 0.5))))
+
+
+def test_a_guider_that_is_no_rule_is_refused_with_the_reason():
+    from diffusers import guiders
+
+    momentum = guiders.AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=-0.5)
+    skipping = guiders.AutoGuidance(auto_guidance_layers=[1], dropout=1.0)
+    for guider, why in (
+        (momentum, "remembers earlier steps"),
+        (guiders.AdaptiveProjectedMixGuidance(), "remembers earlier steps"),
+        (guiders.ClassifierFreeZeroStarGuidance(), "zero_init_steps=0"),
+        (skipping, "changes layers"),
+        (rules.interval, "no guider of diffusers"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            guider_rule(guider)
+
+
+# ---- stage one and two learn them -----------------------------------------------------------
+
+SINGLE = pinwheel().denoiser(SCHEDULE)  # in float32, as training is
+DATA = load_data("toy")
+
+
+class Dials(nn.Module):
+    """A network of somebody's own: v_c + g(t, w) (v_c - v_0), g a small network that starts at 0.
+
+    `pairs`: cond is a condition and a negative one, of which g weighs v_c - v_n.
+    """
+
+    def __init__(self, strengths=1, pairs=False):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.g = nn.Sequential(nn.Linear(1 + strengths, 48), nn.Tanh(), nn.Linear(48, 1))
+        nn.init.zeros_(self.g[2].weight)
+        self.pairs = pairs
+
+    def forward(self, z, t, cond, w):
+        cond, other = cond.unbind(1) if self.pairs else (cond, torch.full_like(cond, NULL))
+        a, b = SINGLE(z, t, cond).v, SINGLE(z, t, other).v
+        return a + self.g(torch.cat([t[:, None], w.reshape(len(t), -1)], 1)) * (a - b)
+
+
+def distilled(rule, w_range, data=DATA, **net):
+    """A student of stage one, in half a second where there is a core for it."""
+    student = Denoiser(Dials(**net), SCHEDULE, w_range=w_range, num_classes=3)
+    loss = stage_one_loss(GuidedDenoiser(SINGLE, NULL, rule), w_range)
+    how = {"name": "rule", "updates": 150, "batch": 128, "rate": 0.03}
+    for _ in train(student, loss, data, **how, device="cpu"):
+        pass
+    return student
+
+
+def fading(at, w):
+    """A rule of one's own: less and less guidance on the way to the data."""
+    cond, null = at.predict(at.cond, at.null)
+    return cond.v + w * at.t * (cond.v - null.v)
+
+
+def test_a_rule_of_ones_own_is_distilled_by_the_stage_one_of_all_others():
+    student = distilled(fading, (0.0, 4.0))
+    for t in (0.3, 0.5, 0.7):
+        said = student.net.g(torch.tensor([[t, 2.0]])).item()
+        assert said == pytest.approx(2.0 * t, abs=0.2)
+
+
+def test_a_student_takes_a_vector_of_strengths():
+    def two(at, w):
+        first, second = w
+        cond, null = at.predict(at.cond, at.null)
+        return cond.v + (first - second * at.t) * (cond.v - null.v)
+
+    student = distilled(two, ((0.0, 4.0), (0.0, 1.0)), strengths=2)
+    given = torch.tensor([[0.5, 3.0, 0.0], [0.5, 3.0, 1.0], [0.6, 1.0, 0.5]])
+    close(student.net.g(given)[:, 0].detach(), torch.tensor([3.0, 2.5, 0.7]), atol=0.2)
+    z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    a = last(ddim(student, z, 4, COND[:3], (2.0, 1.0)))
+    b = last(ddim(student, z, 4, COND[:3], torch.tensor([[2.0, 1.0]] * 3)))
+    assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"w\[1\] = 2 is outside \[0, 1\]"):
+        ddim(student, z, 4, COND[:3], (2.0, 2.0))
+    with pytest.raises(ValueError, match="takes 2 guidance strengths, not 1: pass w as a tuple"):
+        ddim(student, z, 4, COND[:3], 2.0)
+    with pytest.raises(ValueError, match="one weight w"):
+        stage_one_loss(GuidedDenoiser(SINGLE, NULL, two), student.w_range, balanced=True)
+
+
+def test_cfg_plus_plus_is_refused_by_stage_one_and_distilled_by_stage_two():
+    teacher = GuidedDenoiser(EXACT, NULL, partial(rules.plus_plus, steps=4))
+    with pytest.raises(ValueError, match="no function of z, t, cond and w .* by stage two, from 2"):
+        stage_one_loss(teacher, (0.0, 1.0))
+    x, t = torch.zeros(1, 2), torch.tensor([0.5])
+    with pytest.raises(ValueError, match="by stage two"):
+        guidance_matching_loss(teacher, teacher, x, torch.tensor([0]), 0.6, t)
+    stage_two_loss(teacher, 2, (0.0, 1.0))
+    z = torch.randn(64, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    v = z
+    for t, s in ((1.0, 0.5), (0.5, 0.0)):  # a perfect student of two steps
+        target = progressive_target(teacher, v, t, s, COND[:64], 0.6)
+        t, s = (v.new_full((64,), time) for time in (t, s))
+        v = ddim_step(convert(target, v, *SCHEDULE.alpha_sigma(t), "v"), s, SCHEDULE)
+    close(v, plus_plus(z, 4, COND[:64], 0.6))
+    with pytest.raises(ValueError, match="made for 4 steps, not 8"):
+        ddim(teacher, z, 8, COND[:64], 0.6)
+
+
+# ---- w(t), and negative prompts -------------------------------------------------------------
+
+
+def perfect(w_range=(-1.0, 60.0), **about):
+    """The student that makes no error."""
+
+    def net(z, t, cond, w):
+        return GuidedDenoiser(EXACT, NULL)(z, t, cond, w).v
+
+    return Denoiser(net, SCHEDULE, w_range=w_range, num_classes=3, **about)
+
+
+def test_a_student_runs_cfg_plus_plus_and_any_other_schedule_of_w_without_having_seen_it():
+    z = torch.randn(64, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def w(t):
+        return rules.plus_plus_w(0.6, t.double(), t.double() - 1 / 16, SCHEDULE)
+
+    close(last(ddim(perfect(), z, 16, COND[:64], w)), plus_plus(z, 16, COND[:64], 0.6), 1e-6)
+    with pytest.raises(ValueError, match=r"w = -0.4 is outside \[0, 4\]"):  # the first step's
+        ddim(perfect((0.0, 4.0)), z, 16, COND[:64], w)
+
+
+def test_a_schedule_of_w_must_be_in_range_where_it_is_asked_and_only_there():
+    z, cond = torch.randn(4, 2, generator=torch.Generator().manual_seed(1)), COND[:4]
+    student = perfect((0.0, 4.0))
+    ddim(student, z, 4, cond, lambda t: 1 / t)  # at t = 1, 3/4, 1/2, 1/4
+    with pytest.raises(ValueError, match="w = 5 is outside"):
+        ddim(student, z, 5, cond, lambda t: 1 / t)
+    with pytest.raises(ValueError, match="w = inf is outside"):
+        ddim_encode(student, z, 4, cond, lambda t: 1 / t)
+
+
+def test_two_answers_of_a_student_at_w_0_make_the_teacher_that_is_guided_by_a_negative_prompt():
+    negative = (COND + 1) % 3
+    guided = GuidedDenoiser(perfect(), negative)
+    said = guided(Z, T, COND, 2.0).v
+    close(said, 3 * CONDITIONAL.v - 2 * EXACT(Z, T, negative).v)
+    assert guided.nfe == 2
+    one_for_all = GuidedDenoiser(perfect(steps=4), 1)
+    close(one_for_all(Z, T, COND, 2.0).v[COND == 0], said[COND == 0])
+    ddim(one_for_all, Z, 4, COND, 2.0)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_student_of_too_few_steps_takes_no_negative_prompt(steps):
+    with pytest.raises(ValueError, match=rf"of {steps} steps? cannot .* negative prompt.* 1.31"):
+        GuidedDenoiser(perfect(steps=steps), 1)
+
+
+def test_a_student_that_does_not_know_w_0_takes_no_negative_prompt():
+    with pytest.raises(ValueError, match=r"must know w = 0.* trained for \(1.0, 4.0\)"):
+        GuidedDenoiser(perfect((1.0, 4.0)), 1)
+
+
+def test_a_negative_prompt_that_is_no_class_is_refused():
+    with pytest.raises(ValueError, match="Labels must be whole numbers in 0 .. 2"):
+        ddim(GuidedDenoiser(perfect(), 7), Z, 4, COND, 2.0)
+
+
+def test_a_student_can_be_trained_with_the_negative_prompt_as_an_input():
+    class Pairs:
+        """Labels with a negative one for each, that of another example."""
+
+        def __len__(self):
+            return len(DATA)
+
+        def batch(self, indices, u=None):
+            x, cond = DATA.batch(indices, u)
+            return x, torch.stack([cond, cond.roll(1)], 1)
+
+    student = distilled(rules.negative_prompt, (0.0, 4.0), Pairs(), pairs=True)
+    given = torch.tensor([[0.3, 3.0], [0.7, 1.0]])
+    close(student.net.g(given)[:, 0].detach(), torch.tensor([3.0, 1.0]), atol=0.2)
+    z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    student.nfe = 0
+    last(ddim(student, z, 4, torch.stack([COND[:4], (COND[:4] + 1) % 3], 1), 2.0))
+    assert student.nfe == 4
+
+
+# ---- bad input ------------------------------------------------------------------------------
+
+
+def test_a_rule_that_says_no_v_is_refused_by_name():
+    def wide(at, w):
+        return at.z.repeat(1, 2)
+
+    def divides(at, w):
+        [cond] = at.predict(at.cond)
+        return cond.v / (1 - at.t)
+
+    with pytest.raises(ValueError, match=r"'wide' turned \[96, 2\] into \[96, 4\]"):
+        GuidedDenoiser(EXACT, NULL, wide)(Z, T, COND, 1.0)
+    with pytest.raises(ValueError, match="'divides' is not finite at t = 1"):
+        GuidedDenoiser(EXACT, NULL, divides)(Z, 1.0, COND, 1.0)
+    with pytest.raises(ValueError, match=r"takes 3 strengths: pass w as a tuple \(w, low, high\)"):
+        GuidedDenoiser(EXACT, NULL, rules.interval)(Z, T, COND, 1.0)
+    with pytest.raises(ValueError, match="pass as many strengths as it takes"):
+        GuidedDenoiser(EXACT, NULL, rules.zero_star)(Z, T, COND, (1.0, 2.0))
+
+
+def test_a_unet_with_several_strengths_starts_as_its_teacher_and_is_loaded_as_it_was(tmp_path):
+    teacher = build_unet(get_recipe("digits", "smoke"), channels=1, size=8, num_classes=10)
+    student = add_w_conditioning(teacher, ((0.0, 4.0), (0.0, 1.0)))
+    z, t, cond = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.9]), torch.tensor([3, 10])
+    close(student(z, t, cond, (2.0, 0.5)).v, teacher.eval()(z, t, cond).v, 1e-6)
+    nn.init.normal_(student.net.unet.time_embedding.cond_proj.weight)
+    save_weights(student, tmp_path, {})
+    back = load(tmp_path)
+    assert back.w_range == ((0.0, 4.0), (0.0, 1.0))
+    said = back(z, t, cond, (2.0, 0.5)).v
+    close(said, student(z, t, cond, (2.0, 0.5)).v, 1e-6)
+    assert (said - back(z, t, cond, (2.0, 0.9)).v).abs().max() > 1e-4

@@ -20,6 +20,7 @@ from cfgdistill.core.schedules import (
     Number,
     PerExample,
     Schedule,
+    Strengths,
     Weights,
     expand,
     per_example,
@@ -100,7 +101,7 @@ class GuidedDenoiser(nn.Module):
             self._check(v, z, t)
         return convert(v, z, alpha, sigma, "v")
 
-    def _check(self, v: Example, z: Example, t: PerExample) -> None:
+    def _check(self, v: Tensor, z: Example, t: PerExample) -> None:
         """One sentence about a rule that says what no rule may say."""
         if v.shape != z.shape:
             raise ValueError(
@@ -125,7 +126,8 @@ class GuidedDenoiser(nn.Module):
                 f"steps={self.steps}, or bind steps={steps} to it."
             )
         inner = None if self.denoiser.w_range is None else 0.0
-        for each in cond if isinstance(cond, tuple) else (cond,):
+        conds = cond if isinstance(cond, tuple) else (cond,)
+        for each in (*conds, spread(self.null, cond)):
             self.denoiser.check(steps, each, inner, sampler)
         check_weights(w, None, steps, sampler)
 
@@ -182,9 +184,7 @@ def draw_w(draw, w_range: Sequence, power: float = 1.0) -> Tensor:
     return drawn[0] if len(drawn) == 1 else torch.stack(drawn, 1)
 
 
-def embed_w(
-    w: PerExample | Float[Tensor, " b k"], dim: int
-) -> Float[Tensor, " b dim"] | Float[Tensor, " b {k*dim}"]:
+def embed_w(w: Strengths, dim: int) -> Float[Tensor, " b dim"] | Float[Tensor, " b {k*dim}"]:
     """Fourier features of 1000 w, in float32: exactly what diffusers' pipelines feed to
     `timestep_cond`. (In bfloat16, 1000 w = 6000 would round to 6016.) Of k strengths, those of one
     after the other.

@@ -128,6 +128,15 @@ def rescaled(at: Point, w: Tensor, *, phi: float = 0.7) -> Example:
     return (phi * _std(cond.v) / _std(v) + 1 - phi) * v
 
 
+def negative_prompt(at: Point, w: Tensor) -> Example:
+    """(1 + w) v_c - w v_n, away from what is not wanted, for a student that is to know both.
+
+    cond [b, 2, ...]: the condition and the negative one of each example. Two evaluations.
+    """
+    cond, negative = at.predict(*at.cond.unbind(1))
+    return guide(cond.v, negative.v, w)
+
+
 def uphill(at: Point, w: Tensor, *, log_p: Callable[[Tensor, PerExample, Any], Tensor]) -> Example:
     """v - w (sigma / alpha) grad_z log p(c | z, t)  (Dhariwal & Nichol 2021, alg. 2, in v).
 

@@ -15,7 +15,8 @@ from torch import Tensor
 PerExample = Float[Tensor, " b"]
 Example = Float[Tensor, " b *d"]
 Number = int | float | Tensor  # one number for all examples, or a tensor [b] with one for each
-# A guidance weight; k strengths, as a tuple or a tensor [b, k]; or what w(t) -> one of these says.
+Strengths = PerExample | Float[Tensor, " b k"]  # guidance weights, or k strengths for each example
+# What is asked for: a weight, k strengths as a tuple or a tensor [b, k], or w(t) -> one of these.
 Weights = Number | Sequence[Number] | Callable[[PerExample], object]
 
 LOGSNR_LIMIT = 20.0  # as in the official progressive-distillation code; log(alpha_1) is -inf
@@ -48,9 +49,7 @@ def per_example(value: Number, like: Example) -> PerExample:
     return value if value.ndim else value.expand(len(like))
 
 
-def weights(
-    w: Weights, like: Example, t: PerExample
-) -> Float[Tensor, " b"] | Float[Tensor, " b k"]:
+def weights(w: Weights, like: Example, t: PerExample) -> Strengths:
     """Guidance weights at time t, as `per_example` gives them; several strengths as [b, k]."""
     if callable(w):
         w = w(t)

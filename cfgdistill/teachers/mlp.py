@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgdistill.core.guidance import embed_w
-from cfgdistill.core.schedules import PerExample
+from cfgdistill.core.schedules import PerExample, Strengths
 
 
 class MLP(nn.Module):
@@ -41,7 +41,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(3))
         self.outer = nn.Linear(width, dim)
 
-    def forward(self, z: Tensor, t: PerExample, cond: Tensor, w: PerExample | None) -> Tensor:
+    def forward(self, z: Tensor, t: PerExample, cond: Tensor, w: Strengths | None) -> Tensor:
         k = torch.arange(1, self.features + 1, device=z.device) * (math.pi / 4)
         phase = t.float()[:, None] * k
         given = self.time(torch.cat([phase.sin(), phase.cos()], 1).to(z.dtype)) + self.label(cond)

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from cfgdistill.core.denoiser import Denoiser, ranges, unfreeze
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.names import one_of
-from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, Example, PerExample
+from cfgdistill.core.schedules import (
+    CosineSchedule,
+    DiscreteSchedule,
+    Example,
+    PerExample,
+    Strengths,
+)
 from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.text import build_text_model, text_config
 from cfgdistill.teachers.mlp import MLP
@@ -54,7 +60,7 @@ class _UNet(nn.Module):
         """The U-Net as stock diffusers knows it."""
         return self.unet
 
-    def _ask(self, z: Example, t: PerExample, w: PerExample | None, **condition) -> Example:
+    def _ask(self, z: Example, t: PerExample, w: Strengths | None, **condition) -> Example:
         features = self.unet.config.time_cond_proj_dim
         if z.shape[1:] != self.shape:
             raise ValueError(
@@ -99,7 +105,7 @@ class ClassUNet(_UNet):
         channels, height, width = super().shape
         return (channels // self.patch**2, height * self.patch, width * self.patch)
 
-    def forward(self, z: Example, t: PerExample, cond: Tensor, w: PerExample | None) -> Example:
+    def forward(self, z: Example, t: PerExample, cond: Tensor, w: Strengths | None) -> Example:
         """z [b, c, h, h], t [b], labels cond [b], w [b] (None for a network without a w input)."""
         return self._ask(z, t, w, encoder_hidden_states=None, class_labels=cond)
 
@@ -126,7 +132,7 @@ class TextUNet(_UNet):
         return not name.startswith("text.")  # the students' text model is the teacher's, and stays
 
     def forward(
-        self, z: Example, t: PerExample, cond: Tensor | None, w: PerExample | None
+        self, z: Example, t: PerExample, cond: Tensor | None, w: Strengths | None
     ) -> Example:
         """z [b, c, h, h], t [b], cond: tokens [b, n] or embeddings [b, n, d], w [b] or None."""
         if cond is None:
@@ -192,7 +198,7 @@ class LoraUNet(TextUNet):
         return unet
 
     def forward(
-        self, z: Example, t: PerExample, cond: Tensor | None, w: PerExample | None
+        self, z: Example, t: PerExample, cond: Tensor | None, w: Strengths | None
     ) -> Example:
         """z [b, c, h, h], t [b], embeddings cond [b, n, d], w [b] or None."""
         dtype = self.unet.conv_in.weight.dtype
