@@ -29,6 +29,7 @@ QUICK = {
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.setenv("CFGDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CI", "1")  # no bars
     monkeypatch.chdir(tmp_path)
 
 
@@ -161,6 +162,15 @@ def test_captioned_images_of_ones_own_become_latents(capsys):
     recipe = own.recipe_for("drawn", "sd/smoke", base=tiny_pipeline("base"))
     data = stages.load_recipe_data(recipe, "out")
     assert recipe.name == "drawn-smoke" and len(data) == 8 and data.images.shape == (3, 16, 16)
+
+
+def test_a_set_of_the_hub_is_called_by_owner_and_name(monkeypatch):
+    rows = table(size=(16, 16), label=[0, 1, 1, 0])
+    monkeypatch.setattr("datasets.load_dataset", lambda name, configuration: {"train": rows})
+    recipe = own.recipe_for("some-lab/digits", "cifar10/smoke")
+    assert recipe.name == "some-lab-digits-smoke" and recipe.size == 16
+    data = stages.load_recipe_data(recipe, "out")
+    assert data.name == "some-lab-digits" and data.class_names == ("x", "y") and data.mirror
 
 
 def test_what_does_not_go_together_is_refused_before_any_work(capsys):

@@ -24,7 +24,8 @@ def recipe_for(source: str, like: str | None, **changes) -> Recipe:
     like = like or f"cifar10/{'colab' if torch.cuda.is_available() else 'laptop'}"
     dataset, _, profile = like.partition("/")
     row = get_recipe(dataset, profile)
-    name = Path(source).expanduser().resolve().name.partition(":")[0]
+    folder = Path(source).expanduser()
+    name = folder.resolve().name if folder.is_dir() else source  # owner/name, of the hub
     name = re.sub(r"[^\w.-]+|^[.-]+", "-", name).strip("-.") or "images"
     size = changes.pop("size", None if dataset in SIDES else row.size)
     if size is None:

@@ -25,6 +25,7 @@ import torch
 from cfgdistill.data.base import Data
 from cfgdistill.data.tables import column, hub_splits, last_line, parts_of, splits_of, square
 from cfgdistill.training.checkpoints import alone, write_text
+from cfgdistill.training.environment import flag
 
 CHUNK = 256  # images that are decoded together
 PROPOSED = (8, 16, 32, 48, 64)  # sizes, of which the largest is taken that all images have
@@ -414,13 +415,17 @@ def _whole(root: Path, entry: dict, size: int) -> bool:
 
 def _decode(found: _Rows, size: int, n: int, root: Path, captions: bool) -> dict:
     """Write the first n images; which rows they are, what cannot be read, what is too small."""
+    from tqdm.auto import tqdm
+
     entry = {"rows": [], "unreadable": [], "small": [], "sides": []}
     digest = hashlib.sha256(json.dumps([RULES, size]).encode())
     with TemporaryDirectory(dir=root, suffix=".tmp") as own, ThreadPoolExecutor() as pool:
         made = Path(own, "made")  # by mkdir: `own` may be entered by its owner only
         made.mkdir()
         with open(made / "images", "wb") as file:
-            contents = enumerate(islice(found.read(), n))
+            quiet = flag("CI") or flag("TQDM_DISABLE")
+            bar = tqdm(islice(found.read(), n), "images", n, leave=False, disable=quiet)
+            contents = enumerate(bar)
             while some := list(islice(contents, CHUNK)):
                 images = pool.map(lambda row: _image(row[1], size), some)
                 for (i, content), image in zip(some, images, strict=True):
