@@ -8,6 +8,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 HOMES = {
+    "core": ("rules",),
     "core.denoiser": ("Denoiser",),
     "core.editing": ("image_to_image", "inpaint", "strengths"),
     "core.guidance": (
@@ -42,6 +43,7 @@ HOMES = {
         *("Judge", "PrecisionRecall", "clip_score", "evaluate", "generate", "published_fid"),
         *("samples", "tabulate"),
     ),
+    "teachers.guiders": ("guider_rule",),
     "teachers.mlp": ("MLP",),
     "teachers.stable_diffusion": ("base_denoiser", "open_pipeline", "v_schedule"),
     "teachers.unet": ("add_w_conditioning", "build_text_unet", "build_unet", "load"),

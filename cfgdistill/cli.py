@@ -652,7 +652,9 @@ def _check(net, steps: int, w: float, sampler=None) -> None:
 
 def _weights(net, given: list[float] | None, usual: list[float]) -> list[float]:
     """The guidance weights asked for, else the usual ones as far as the model takes them."""
-    low, high = net.w_range or (0.0, math.inf)
+    from cfgdistill.core.denoiser import ranges
+
+    low, high = ranges(net.w_range or (0.0, math.inf))[0]
     return given or sorted({min(max(w, low), high) for w in usual})
 
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from cfgdistill.core.denoiser import Denoiser
+from cfgdistill.core.denoiser import Denoiser, ranges
 from cfgdistill.core.schedules import Schedule
 from cfgdistill.data.latents import VAEEncoder
 from cfgdistill.data.text import TextEncoder
@@ -62,6 +62,11 @@ def export(
         raise ValueError(
             "Only a network with an input for w that samples by DDIM can be exported: the student "
             "of stage one, or one of stage two distilled with sampler='ddim'."
+        )
+    if len(ranges(student.w_range)) > 1:
+        raise ValueError(
+            f"This student takes {len(ranges(student.w_range))} strengths, and stock pipelines ask "
+            "for one, guidance_scale: distil one with a single w_range to export it."
         )
     if student.prediction_type != "v":
         raise ValueError(
