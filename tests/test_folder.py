@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -129,6 +130,9 @@ def test_train_and_test_around_the_classes_are_splits(tmp_path):
     assert from_folder(tmp_path, 8, split="validation").split == "validation"
     with pytest.raises(ValueError, match="no split 'test', only train, validation"):
         from_folder(tmp_path, 8, split="test")
+    photos(tmp_path / "valid", each=1)
+    with pytest.raises(ValueError, match="a split twice in train, val, valid: move one away"):
+        from_folder(tmp_path, 8)
     with pytest.raises(ValueError, match="make the folders train and test there"):
         from_folder(tmp_path / "train", 8, split="test")
 
@@ -192,6 +196,18 @@ def test_hub_sets_have_any_columns_with_words_numbers_or_names(monkeypatch):
 def test_a_row_without_a_label_is_told(tmp_path):
     table(label=[0, 1, -1, 0]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="has no class in row 2, but -1"):
+        from_folder(tmp_path, 8)
+
+
+def test_a_table_of_one_class_and_a_label_without_a_name_are_told(tmp_path):
+    table(label=[1, 1, 1, 1]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="has 1 class: guidance tells at least two apart"):
+        from_folder(tmp_path, 8)
+    rows, fewer = table(classes=3, label=[0, 2, 1, 0]).data.table, table(label=[0, 1, 1, 0])
+    pyarrow.parquet.write_table(
+        rows.replace_schema_metadata(fewer.data.table.schema.metadata), tmp_path / "train.parquet"
+    )
+    with pytest.raises(ValueError, match="has the label 2, and names for 2 classes"):
         from_folder(tmp_path, 8)
 
 

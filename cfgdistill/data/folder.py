@@ -174,8 +174,14 @@ def _split_folder(folder: Path, split: str) -> Path:
     from datasets.data_files import SPLIT_KEYWORDS
 
     words = {word: str(of) for of, own in SPLIT_KEYWORDS.items() for word in own}
-    splits = {words.get(one.name.lower()): one for one in _inside(folder)[0]}
+    inside = _inside(folder)[0]
+    splits = {words.get(one.name.lower()): one for one in inside}
     if splits and None not in splits:
+        if len(splits) < len(inside):
+            raise ValueError(
+                f"{folder} has a split twice in {', '.join(one.name for one in inside)}: move one "
+                "away."
+            )
         if split not in splits:
             raise ValueError(f"{folder} has no split {split!r}, only {', '.join(splits)}.")
         return splits[split]
@@ -300,19 +306,23 @@ def _of_table(what: str, values: list, feature, read, stamp: list, captions: boo
     wanted = "a text" if captions else "a class"
     kinds = (str,) if captions else (int, str)
     for i, value in enumerate(values):
-        if type(value) not in kinds or value in (-1, ""):
+        if type(value) not in kinds or value == "" or (type(value) is int and value < 0):
             raise ValueError(
                 f"{what} has no {wanted.removeprefix('a ')} in row {i}, but {value!r:.40}: write "
                 f"{wanted} in every row, or name another column."
             )
     if captions:
         return _Rows(names, range(len(values)), tuple(values), read, stamp)
-    known = getattr(feature, "names", None)
-    if known:
-        return _Rows(names, values, tuple(known), read, stamp)
-    number = {value: k for k, value in enumerate(sorted(set(values)))}
+    found, known = sorted(set(values)), getattr(feature, "names", None)
+    if len(found) < 2:
+        raise ValueError(f"{what} has {len(found)} class: guidance tells at least two apart.")
+    if known and found[-1] >= len(known):
+        raise ValueError(
+            f"{what} has the label {found[-1]}, and names for {len(known)} classes: mend it."
+        )
+    number = {value: k for k, value in enumerate(range(len(known)) if known else found)}
     labels = [number[value] for value in values]
-    return _Rows(names, labels, tuple(map(str, number)), read, stamp)
+    return _Rows(names, labels, tuple(known or map(str, number)), read, stamp)
 
 
 def _bytes_of(value) -> bytes | OSError:
