@@ -34,7 +34,8 @@ HOMES = {
     "data.base": ("Data",),
     "data.captioned": ("load_captioned",),
     "data.folder": ("from_folder", "from_hub"),
-    "data.latents": ("Autoencoder", "Latents", "VAEEncoder", "autoencoder_loss"),
+    "data.autoencoder": ("Autoencoder", "VAEEncoder", "autoencoder_loss"),
+    "data.latents": ("Latents",),
     "data.named": ("load_data",),
     "data.text": ("TextEncoder",),
     "data.toy": ("GaussianMixture", "pinwheel"),
@@ -43,10 +44,12 @@ HOMES = {
         *("Judge", "PrecisionRecall", "clip_score", "evaluate", "generate", "published_fid"),
         *("samples", "tabulate"),
     ),
+    "teachers.drawing": ("sample",),
+    "teachers.files": ("load", "network"),
     "teachers.guiders": ("guider_rule",),
     "teachers.mlp": ("MLP",),
     "teachers.stable_diffusion": ("base_denoiser", "open_pipeline", "v_schedule"),
-    "teachers.unet": ("add_w_conditioning", "build_text_unet", "build_unet", "load"),
+    "teachers.unet": ("add_w_conditioning", "build_text_unet", "build_unet"),
     "training.loop": ("distill_progressively", "train"),
 }
 __all__ = sorted(name for names in HOMES.values() for name in names)  # noqa: PLE0605

@@ -550,7 +550,8 @@ def _conditions(recipe: Recipe, data, captions: list[str]):
 
 def _place(folder: str) -> str:
     """`folder` itself, or, for the name of a model of the package, where its copy lies."""
-    from cfgdistill.course.pretrained import ROOT, names, shipped_card, use_pretrained
+    from cfgdistill.course.pretrained import use_pretrained
+    from cfgdistill.teachers.shipped import ROOT, names, shipped_card
 
     path, stored = Path(folder), ROOT.resolve()
     name = path.as_posix()
@@ -572,7 +573,7 @@ def _load(folder: str):
     The data come at the first call: for samples of a class-conditional model they need not be
     there. ValueError where other data of that name are found than the model's own.
     """
-    from cfgdistill.teachers.unet import load
+    from cfgdistill.teachers.files import load
     from cfgdistill.training.checkpoints import read_card
 
     if Path(folder, "model_index.json").exists():

@@ -18,8 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cfgdistill.course import stages
-from cfgdistill.course.pretrained import difference
 from cfgdistill.course.recipes import as_recipe
+from cfgdistill.data.meaning import DECODER
+from cfgdistill.teachers.shipped import difference
 from cfgdistill.training.checkpoints import (
     read_card,
     read_tensors,
@@ -69,6 +70,10 @@ def main(run: Path, only: list[str]) -> None:
                 before = card["sha256"]
                 card["sha256"] = sha256(target / "model.safetensors")
                 sha[before] = card["sha256"]
+                if "decoder" in card.get("meaning", {}):  # which is the autoencoder, shipped once
+                    kept = read_tensors(found[name] / DECODER)[1]
+                    write_text(made / "tokenizer.json", json.dumps(kept["tokenizer"]) + "\n")
+                    del card["meaning"]
                 if "teacher" in card["about"]:
                     card["about"]["teacher"] = sha[card["about"]["teacher"]]
                 write_text(target / "card.json", json.dumps(card, indent=1))

@@ -30,8 +30,8 @@ from cfgdistill import (
     use_pretrained,
 )
 from cfgdistill.course import pretrained, stages
-from cfgdistill.course.pretrained import names
 from cfgdistill.judge.plotting import quality_against_nfe, sample_grid
+from cfgdistill.teachers.shipped import names
 from cfgdistill.training.checkpoints import provenance, write_text
 
 ROOT = Path(__file__).resolve().parent

@@ -64,7 +64,7 @@ from cfgdistill.course.stages import (
     make_judge,
     train_teacher,
 )
-from cfgdistill.data.latents import psnr
+from cfgdistill.data.autoencoder import psnr
 from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
 from cfgdistill.training.checkpoints import provenance, read_card
 from cfgdistill.training.environment import flag

@@ -10,7 +10,7 @@ from torch import nn
 from cfgdistill.core.denoiser import Denoiser
 from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule
 from cfgdistill.course.recipes import get_recipe
-from cfgdistill.data.latents import VAEEncoder
+from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder, build_text_encoder
 from cfgdistill.teachers.mlp import MLP
 from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet

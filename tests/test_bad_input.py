@@ -25,7 +25,8 @@ from cfgdistill.core.stage_two import halvings
 from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
 from cfgdistill.judge.metrics import Classifier
-from cfgdistill.teachers.unet import add_w_conditioning, build_unet, load
+from cfgdistill.teachers.files import load
+from cfgdistill.teachers.unet import add_w_conditioning, build_unet
 from cfgdistill.training.checkpoints import load_weights, read_tensors, refuse_other, save_weights
 
 

@@ -24,7 +24,7 @@ import torch
 
 from cfgdistill import Recipe, cli, get_recipe
 from cfgdistill.data import named as data
-from cfgdistill.teachers.unet import load
+from cfgdistill.teachers.files import load
 from cfgdistill.training.checkpoints import read_card, read_tensors, write_text
 
 TINY = dict(

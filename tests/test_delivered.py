@@ -6,10 +6,10 @@ from torch import nn
 
 from cfgdistill import CosineSchedule, GuidedDenoiser, ddim, delivered_by_samples, delivered_w, last
 from cfgdistill.core.parameterization import Prediction
-from cfgdistill.course.pretrained import copy_pretrained
 from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
-from cfgdistill.teachers.unet import load
+from cfgdistill.teachers.files import load
+from cfgdistill.teachers.shipped import copy_pretrained
 
 DATA = load_data("toy")
 EXACT = pinwheel().denoiser(CosineSchedule())

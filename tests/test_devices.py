@@ -27,7 +27,7 @@ from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
 from cfgdistill.judge.metrics import evaluate, generate
 from cfgdistill.judge.plotting import save_images
-from cfgdistill.teachers.unet import load
+from cfgdistill.teachers.files import load
 from cfgdistill.training.checkpoints import save_weights
 from cfgdistill.training.environment import default_device
 
@@ -42,7 +42,7 @@ def test_the_default_device_is_that_of_accelerate():
 
 def test_a_loaded_network_is_where_a_trained_one_would_be(tmp_path, monkeypatch):
     save_weights(tiny_mlp(), tmp_path, {})
-    monkeypatch.setattr("cfgdistill.teachers.unet.default_device", lambda: META)
+    monkeypatch.setattr("cfgdistill.teachers.files.default_device", lambda: META)
     assert load(tmp_path).device == META
 
 

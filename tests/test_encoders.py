@@ -10,18 +10,18 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from cfgdistill import Denoiser, GuidedDenoiser, get_recipe
-from cfgdistill.data.base import Data
-from cfgdistill.data.latents import (
+from cfgdistill.data.autoencoder import (
     Autoencoder,
-    Latents,
     VAEEncoder,
     _ThereAndBack,
     autoencoder_loss,
-    cached_latents,
     psnr,
 )
+from cfgdistill.data.base import Data
+from cfgdistill.data.latents import Latents, cached_latents
 from cfgdistill.data.text import build_text_encoder
-from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, load
+from cfgdistill.teachers.files import load
+from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet
 from cfgdistill.training.checkpoints import save_weights
 from cfgdistill.training.loop import train
 from cfgdistill.training.randomness import Draw

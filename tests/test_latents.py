@@ -25,11 +25,12 @@ from cfgdistill.course.stages import (
     train_stage_two,
     train_teacher,
 )
+from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.base import SPLITS, Data
 from cfgdistill.data.captioned import load_captioned
-from cfgdistill.data.latents import Latents, VAEEncoder
+from cfgdistill.data.latents import Latents
 from cfgdistill.judge.metrics import Matcher, classification_loss, generate
-from cfgdistill.teachers.unet import load
+from cfgdistill.teachers.files import load
 from cfgdistill.training.checkpoints import read_card, read_tensors
 from cfgdistill.training.loop import train
 

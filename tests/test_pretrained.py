@@ -16,11 +16,13 @@ from helpers import script
 
 from cfgdistill import cli, get_recipe
 from cfgdistill.course import pretrained, stages
-from cfgdistill.course.pretrained import copy_pretrained, use_pretrained
+from cfgdistill.course.pretrained import use_pretrained
 from cfgdistill.course.recipes import as_recipe
-from cfgdistill.data.latents import VAEEncoder
+from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.named import load_data
-from cfgdistill.teachers.unet import load
+from cfgdistill.teachers import shipped as models
+from cfgdistill.teachers.files import load
+from cfgdistill.teachers.shipped import copy_pretrained
 from cfgdistill.training.checkpoints import read_card, read_tensors
 
 TINY = dict(channels=(8, 16), batch=4, classifier=2, teacher=3, stage_one=2, halving=1, start=8)
@@ -47,12 +49,12 @@ STAGES = ["classifier", "teacher", "stage-one", *(f"stage-two/steps-{n}" for n i
 def made(tmp_path, monkeypatch):
     """make_pretrained.py; what it makes is all that is shipped."""
     made = script("make_pretrained")
-    for module in (made, pretrained):
+    for module in (made, models):
         monkeypatch.setattr(module, "ROOT", tmp_path / "pretrained")
-    for known in (pretrained.manifest, pretrained.bases):
+    for known in (models.manifest, models.bases):
         known.cache_clear()
     yield made
-    for known in (pretrained.manifest, pretrained.bases):
+    for known in (models.manifest, models.bases):
         known.cache_clear()
 
 
@@ -73,7 +75,7 @@ def no_training(monkeypatch):
 
 
 def test_shipped_weights_are_those_of_the_run_in_half_precision(run, shipped, tmp_path):
-    assert pretrained.names() == sorted(f"digits/{name}" for name in STAGES)
+    assert models.names() == sorted(f"digits/{name}" for name in STAGES)
     for name in STAGES:
         mine, _ = read_tensors(run / name / "model.safetensors")
         copy = copy_pretrained(f"digits/{name}", tmp_path / name)
@@ -139,7 +141,7 @@ def test_the_command_line_takes_their_names(shipped, tmp_path, monkeypatch, caps
 
 
 def test_a_damaged_file_and_a_wrong_name_are_told_and_leave_nothing(shipped, tmp_path):
-    assert pretrained.bases()["digits/stage-two/steps-1"] == "digits/stage-two/steps-2"
+    assert models.bases()["digits/stage-two/steps-1"] == "digits/stage-two/steps-2"
     file = shipped / "digits" / "stage-two" / "steps-2" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -224,11 +226,11 @@ def test_a_file_comes_back_to_the_bit_from_its_difference_to_another_one(tmp_pat
     new["a"][6, 4], new["a"][5, 0], new["b"][0] = -0.0, torch.nan, torch.inf
     new["c"], new["d"], new["k"] = torch.randn(5).half(), torch.randn(2, 2), torch.arange(3)
     whole, base = save(new, {"state": "{}"}), save(old)
-    assert pretrained.restore(pretrained.difference(whole, base), base) == whole
-    assert not any(pretrained.difference(base, base)[-2 * (35 + 4 + 3) :])
+    assert models.restore(models.difference(whole, base), base) == whole
+    assert not any(models.difference(base, base)[-2 * (35 + 4 + 3) :])
     teacher = torch.randn(4000).half()
     near, base = save({"a": teacher * 1.001}), save({"a": teacher})
-    stored = pretrained.difference(near, base)
+    stored = models.difference(near, base)
     assert len(zlib.compress(stored)) < 0.7 * len(zlib.compress(near))
 
 
@@ -270,7 +272,7 @@ def test_text_students_are_shipped_without_what_they_share_and_come_back_to_the_
     made.main(out / recipe.name, [])
     students = made.ROOT / "emoji" / "stage-two"
     assert "\n| stage-two/steps-2 | 3 | " in (students.parent / "README.md").read_text()
-    assert pretrained.bases()["emoji/stage-two/steps-1"] == "emoji/stage-two/steps-2"
+    assert models.bases()["emoji/stage-two/steps-1"] == "emoji/stage-two/steps-2"
 
     mine = pretrained.use_pretrained(get_recipe("emoji", "laptop", samples=5), tmp_path / "out")
     assert mine == replace(recipe, samples=5)
@@ -285,28 +287,32 @@ def test_text_students_are_shipped_without_what_they_share_and_come_back_to_the_
 
 
 def test_the_manifest_is_that_of_the_files_and_nothing_is_shipped_twice():
-    files = [p for p in pretrained.ROOT.rglob("*/*") if p.is_file()]
+    files = [p for p in models.ROOT.rglob("*/*") if p.is_file()]
     found = {
-        p.relative_to(pretrained.ROOT).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        p.relative_to(models.ROOT).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in files
     }
-    assert found == pretrained.manifest()
+    assert found == models.manifest()
     assert len(set(found.values())) == len(found)
-    assert not [p for p in pretrained.ROOT.rglob("*") if p.is_symlink()]
+    assert not [p for p in models.ROOT.rglob("*") if p.is_symlink()]
     assert max(p.stat().st_size for p in files) <= 16e6
 
 
 def test_the_wheel_stays_below_the_limit_of_pypi():
-    packages = (pretrained.ROOT, pretrained.ROOT.parent / "emoji", Path(pretrained.__file__).parent)
+    packages = (
+        models.ROOT,
+        models.ROOT.parent / "emoji",
+        Path(pretrained.__file__).parent,
+    )
     files = [p for root in packages for p in root.rglob("*") if "__pycache__" not in p.parts]
     # A wheel compresses harder, at level 6: it is about 2 % smaller than this.
     assert sum(len(zlib.compress(p.read_bytes(), 1)) for p in files if p.is_file()) < 100e6
 
 
-@pytest.mark.parametrize("name", sorted({*pretrained.bases(), *pretrained.bases().values()}))
+@pytest.mark.parametrize("name", sorted({*models.bases(), *models.bases().values()}))
 def test_what_is_shipped_as_a_difference_is_what_its_card_says(name):
-    weights = pretrained._weights(name)
-    assert hashlib.sha256(weights).hexdigest() == pretrained.shipped_card(name)["sha256"]
+    weights = models._weights(name)
+    assert hashlib.sha256(weights).hexdigest() == models.shipped_card(name)["sha256"]
 
 
 def test_git_hands_out_the_same_bytes_on_every_system():
@@ -336,9 +342,9 @@ def test_shipped_text_models_are_accepted_whatever_last_bits_the_autoencoder_com
     assert [s.steps for s in stages.train_stage_two(recipe, data, tmp_path)] == [8, 4, 2, 1]
 
 
-@pytest.mark.parametrize("name", pretrained.names())
+@pytest.mark.parametrize("name", models.names())
 def test_a_shipped_model_is_of_a_recipe_in_the_table(name):
-    recipe = as_recipe(read_card(pretrained.ROOT / name)["recipe"])
+    recipe = as_recipe(read_card(models.ROOT / name)["recipe"])
     row = get_recipe(recipe.dataset, recipe.profile)
     assert recipe == replace(row, **{key: getattr(recipe, key) for key in pretrained.CHANGEABLE})
     assert recipe.dataset == name.split("/")[0]

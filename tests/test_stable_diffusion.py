@@ -25,11 +25,13 @@ from cfgdistill.core.losses import teacher_loss
 from cfgdistill.core.schedules import DiscreteSchedule
 from cfgdistill.core.stage_one import stage_one_loss
 from cfgdistill.course import stages
+from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.captioned import load_captioned
 from cfgdistill.data.hub import name_and_revision
-from cfgdistill.data.latents import Latents, VAEEncoder
+from cfgdistill.data.latents import Latents
 from cfgdistill.data.text import TextEncoder
 from cfgdistill.export.stock import export
+from cfgdistill.teachers.files import load
 from cfgdistill.teachers.stable_diffusion import (
     OWN_W,
     PART,
@@ -42,12 +44,7 @@ from cfgdistill.teachers.stable_diffusion import (
     v_schedule,
     v_teacher,
 )
-from cfgdistill.teachers.unet import (
-    add_lora,
-    add_w_conditioning,
-    load,
-    open_unet,
-)
+from cfgdistill.teachers.unet import add_lora, add_w_conditioning, open_unet
 from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
 from cfgdistill.training.loop import train
 from cfgdistill.training.randomness import random_at

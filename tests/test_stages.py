@@ -16,7 +16,8 @@ from diffusers import UNet2DConditionModel
 from cfgdistill import GuidedDenoiser, ancestral, ddim, get_recipe, last, stochastic
 from cfgdistill.course import stages
 from cfgdistill.data.named import load_data
-from cfgdistill.teachers.unet import build_unet, load
+from cfgdistill.teachers.files import load
+from cfgdistill.teachers.unet import build_unet
 from cfgdistill.training.checkpoints import fingerprint, read_card
 from cfgdistill.training.randomness import Draw
 

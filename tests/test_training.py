@@ -24,7 +24,7 @@ from cfgdistill.core.losses import teacher_loss
 from cfgdistill.core.stage_one import stage_one_loss
 from cfgdistill.core.stage_two import halvings, stage_two_loss
 from cfgdistill.data.named import load_data
-from cfgdistill.teachers.unet import load
+from cfgdistill.teachers.files import load
 from cfgdistill.training import loop as training
 from cfgdistill.training import randomness
 from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights

@@ -10,7 +10,8 @@ from cfgdistill import GuidedDenoiser, ddim, get_recipe, guidance_matching_loss,
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.losses import teacher_loss
 from cfgdistill.data.named import load_data
-from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet, load
+from cfgdistill.teachers.files import load
+from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
 from cfgdistill.training.checkpoints import save_weights
 from cfgdistill.training.loop import reset, train
 

@@ -1,4 +1,7 @@
-"""The one call every model answers: `denoiser(z, t, cond, w) -> Prediction(x, eps, v)`."""
+"""The one call every model answers: `denoiser(z, t, cond, w) -> Prediction(x, eps, v)`.
+
+cond is a tensor [b, ...], or a dictionary or list of such tensors for networks that take several.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -6,16 +9,12 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from cfgdistill.core.parameterization import PREDICTION_TYPES, Prediction, convert
-from cfgdistill.core.schedules import (
-    Example,
-    Number,
-    Schedule,
-    Weights,
-    per_example,
-    weights,
-)
+from cfgdistill.core.schedules import Example, Number, Schedule, Weights, per_example, weights
+
+Condition = Tensor | tuple | list | dict  # of tensors [b, ...]
 
 
 class Denoiser(nn.Module):
@@ -31,7 +30,10 @@ class Denoiser(nn.Module):
     num_classes:      labels run from 0 to num_classes - 1, and num_classes itself is the null
                       label; None: the condition is not a label
 
-    `nfe` counts network evaluations per example since it was last set to 0.
+    `meaning` says what its conditions and its samples mean, where that is known: class names or
+    prompts, and a decoder (see `data.meaning`). `nfe` counts network evaluations per example since
+    it was last set to 0. A network whose answer depends on where a step ends, as those of shortcut
+    models and MeanFlow, says `takes_s = True` and is called as net(z, t, cond, w, s).
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Denoiser(nn.Module):
         self.net, self.schedule, self.prediction_type = net, schedule, prediction_type
         self.steps, self.sampler = steps, sampler
         self.w_range, self.num_classes = w_range, num_classes
+        self.meaning = None
         # A tensor: torch.compile would take a number for a constant, and compile every call anew.
         self.evaluations = torch.zeros((), dtype=torch.long, device="cpu")
 
@@ -70,26 +73,45 @@ class Denoiser(nn.Module):
         first = next(chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one z; ValueError where the network does not say it."""
+        if not hasattr(self.net, "shape"):
+            raise ValueError(
+                f"A {type(self.net).__name__} does not say the shape of its z: give it a `shape`, "
+                "such as (3, 32, 32), or call a sampler with noise of your own."
+            )
+        return tuple(self.net.shape)
+
+    @property
+    def takes_s(self) -> bool:
+        return getattr(self.net, "takes_s", False)
+
     def forward(
         self,
         z: Example,
         t: Number,
-        cond: Tensor | None = None,
+        cond: Condition | None = None,
         w: Weights | None = None,
+        s: Number | None = None,
     ) -> Prediction:
         """z [b, *d], t [b] in [0, 1], cond [b, ...], w [b] or [b, k] -> Prediction, parts [b, *d].
 
         w may be a function of t, such as guidance in an interval: a network that takes a weight
-        takes another one in every call.
+        takes another one in every call. s [b] is where the step ends, if the network asks for it.
         """
         t = per_example(t, z)
         w = None if w is None else weights(w, z, t)
-        if cond is not None and len(cond) != len(z):
-            raise ValueError(f"{len(cond)} conditions for {len(z)} examples: pass one for each.")
+        for part in tree_leaves(cond):
+            if part is not None and len(part) != len(z):
+                raise ValueError(
+                    f"{len(part)} conditions for {len(z)} examples: pass one for each."
+                )
         if w is not None and self.w_range is not None:
             check_number(1 if w.ndim == 1 else w.shape[1], self.w_range)
         self.evaluations.add_(1)
-        output = self.net(z, t, cond, w)
+        end = (per_example(s, z),) if s is not None and self.takes_s else ()
+        output = self.net(z, t, cond, w, *end)
         if output.shape != z.shape:
             raise ValueError(
                 f"The network turned {list(z.shape)} into {list(output.shape)}: "
@@ -104,10 +126,17 @@ class Denoiser(nn.Module):
 
         Its weights can be trained, whether or not this model is frozen: see `unfreeze`.
         """
-        student = copy.deepcopy(self, {id(self.schedule): self.schedule})
+        student = self.copy()
         student.steps, student.sampler, student.nfe = steps, sampler, 0
         unfreeze(student.net)
         return student
+
+    def copy(self, net: nn.Module | None = None) -> "Denoiser":
+        """A copy with weights of its own, or around `net`; same schedule, same meaning."""
+        shared = {id(part): part for part in (self.schedule, self.meaning)}
+        if net is not None:
+            shared[id(self.net)] = net
+        return copy.deepcopy(self, shared)
 
     def describe(self) -> dict:
         """What is needed, beside the weights, to build this denoiser again (JSON)."""
@@ -122,7 +151,7 @@ class Denoiser(nn.Module):
         }
 
     def check(
-        self, steps: int, cond: Tensor | None, w: Weights | None, sampler: str = "ddim"
+        self, steps: int, cond: Condition | None, w: Weights | None, sampler: str = "ddim"
     ) -> None:
         """One sentence about a request this model was not trained for, before any work is done."""
         if self.sampler is not None and sampler != self.sampler:
@@ -144,6 +173,11 @@ class Denoiser(nn.Module):
                 said = " and ".join(f"[{low:g}, {high:g}]" for low, high in ranges(self.w_range))
                 raise ValueError(f"This network takes a guidance weight: pass w in {said}.")
             check_weights(w, self.w_range, steps, sampler)
+
+
+def ask(model, z: Example, t: Number, cond, w: Weights | None, s: Number) -> Prediction:
+    """The one call, for a step from t to s: only a model that `takes_s` is told where it ends."""
+    return model(z, t, cond, w, s) if getattr(model, "takes_s", False) else model(z, t, cond, w)
 
 
 def unfreeze(net: nn.Module) -> None:
@@ -211,7 +245,7 @@ def check_weights(w: Weights, w_range: Sequence | None, steps: int, sampler: str
         check_w(one, low, high, "w" if len(each) == 1 else f"w[{i}]")
 
 
-def check_labels(cond: Tensor | None, num_classes: int | None) -> None:
+def check_labels(cond: Condition | None, num_classes: int | None) -> None:
     """Class labels must lie in 0 .. num_classes, the last one being the null label."""
     if num_classes is None:
         return

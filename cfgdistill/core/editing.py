@@ -23,7 +23,7 @@ def image_to_image(
     eps: Example,
     steps: int,
     strength: float,
-    cond: Tensor | None = None,
+    cond=None,
     w: Weights | None = None,
 ) -> Iterator[Example]:
     """SDEdit (Meng et al. 2022) on the grid of N steps; yields every z, the last is the image.
@@ -45,7 +45,7 @@ def inpaint(
     eps: Example,
     steps: int,
     strength: float = 1.0,
-    cond: Tensor | None = None,
+    cond=None,
     w: Weights | None = None,
 ) -> Iterator[Example]:
     """Repaint x [b, *d] where mask [b, 1, h, h] is 1 and keep it where it is 0; yields every z.

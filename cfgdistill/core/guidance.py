@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from cfgdistill.core.denoiser import Denoiser, check_weights, ranges
+from cfgdistill.core.denoiser import Condition, Denoiser, check_weights, ranges
 from cfgdistill.core.parameterization import Prediction, convert
 from cfgdistill.core.rules import Point, Rule, classifier_free, spread
 from cfgdistill.core.schedules import (
@@ -31,7 +32,8 @@ from cfgdistill.core.schedules import (
 class GuidedDenoiser(nn.Module):
     """The guided teacher: a few predictions combined by a rule, with strengths w.
 
-    null:  the condition that means "no condition": a label, or one embedding [*c]
+    null:  the condition that means "no condition": a label, one embedding [*c], or a dictionary of
+           them for a network that takes several
     rule:  rule(at, w) -> v, as in `rules`; None: classifier-free guidance. Networks that are bound
            to it with functools.partial go where this one goes, and are part of what it is.
 
@@ -40,7 +42,7 @@ class GuidedDenoiser(nn.Module):
     steps of a few-step student cannot be so combined, and it is refused.
     """
 
-    def __init__(self, denoiser: Denoiser, null: int | Tensor, rule: Rule | None = None):
+    def __init__(self, denoiser: Denoiser, null: int | Condition, rule: Rule | None = None):
         super().__init__()
         _can_be_guided(denoiser)
         self.denoiser, self.null, self.rule = denoiser, null, rule or classifier_free
@@ -57,6 +59,10 @@ class GuidedDenoiser(nn.Module):
         return self.denoiser.device
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.denoiser.shape
+
+    @property
     def steps(self) -> int | None:
         """The sampler steps that the rule depends on; None: it is for any number."""
         return self.settings.get("steps")
@@ -71,9 +77,7 @@ class GuidedDenoiser(nn.Module):
 
     def describe(self) -> dict:
         """What it is (JSON). An embedding is a computed number, and known with its data."""
-        null = torch.as_tensor(self.null)
-        null = list(null.shape) if null.is_floating_point() else null.tolist()
-        about = {"guided": self.denoiser.describe(), "null": null}
+        about = {"guided": self.denoiser.describe(), "null": tree_map(_said, self.null)}
         if self.rule is classifier_free:
             return about
         others = {k: v.describe() for k, v in self.others.items() if hasattr(v, "describe")}
@@ -132,6 +136,11 @@ class GuidedDenoiser(nn.Module):
         check_weights(w, None, steps, sampler)
 
 
+def _said(null: int | Tensor) -> int | list:
+    null = torch.as_tensor(null)
+    return list(null.shape) if null.is_floating_point() else null.tolist()
+
+
 def _name(thing) -> str:
     return getattr(thing, "__name__", type(thing).__name__)
 
@@ -159,13 +168,13 @@ def _can_be_guided(denoiser) -> None:
         )
 
 
-def drop_condition(cond: Tensor, null: int | Tensor, p: float, u: PerExample) -> Tensor:
+def drop_condition(cond: Condition, null: int | Condition, p: float, u: PerExample) -> Condition:
     """Replace each example's condition by null with probability p; u ~ U[0, 1], [b].
 
     This is how one network learns both halves of the guided pair (Ho & Salimans 2022, alg. 1).
     """
-    null = torch.as_tensor(null, dtype=cond.dtype, device=cond.device).expand_as(cond)
-    return torch.where(expand(u < p, cond), null, cond)
+    null = spread(null, cond)
+    return tree_map(lambda c, none: torch.where(expand(u < p, c), none, c), cond, null)
 
 
 def sample_w(u: PerExample, w_range: tuple[float, float], power: float = 1.0) -> PerExample:

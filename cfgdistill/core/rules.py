@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from cfgdistill.core.parameterization import Prediction
 from cfgdistill.core.schedules import Example, Number, PerExample, Schedule, expand
@@ -46,7 +47,8 @@ class Point(NamedTuple):
         denoiser that takes a weight is asked at w = 0, where it is the conditional model itself.
         """
         model, n = self.denoiser if by is None else by, len(conds)
-        z, t, cond = torch.cat([self.z] * n), torch.cat([self.t.flatten()] * n), torch.cat(conds)
+        z, t = torch.cat([self.z] * n), torch.cat([self.t.flatten()] * n)
+        cond = tree_map(lambda *parts: torch.cat(parts), *conds)
         w = None if getattr(model, "w_range", None) is None else 0.0
         said = model(z, t, cond, w)
         self.count(n - (by is None))
@@ -219,7 +221,9 @@ def spread(null, cond):
     """The condition `null`, one for each example of the batch `cond`."""
     if isinstance(cond, tuple):
         return spread(null, cond[0])
-    return torch.as_tensor(null, dtype=cond.dtype, device=cond.device).expand_as(cond)
+    return tree_map(
+        lambda c, n: torch.as_tensor(n, dtype=c.dtype, device=c.device).expand_as(c), cond, null
+    )
 
 
 def _unpack(at: Point, w: Tensor, *names: str) -> Tensor:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cfgdistill.core.denoiser import ask
 from cfgdistill.core.parameterization import Prediction
 from cfgdistill.core.schedules import (
     Example,
@@ -57,7 +58,7 @@ def walk(denoiser, z, times, cond, w, after_step=None) -> Iterator[Example]:
     """DDIM from each of `times` to the next; after_step(z, s), where given, may change every z."""
     for t, s in pairwise([per_example(t, z) for t in times]):
         with torch.no_grad():  # not around the yield: there the caller's code runs
-            z = ddim_step(denoiser(z, t, cond, _at(w, z, t)), s, denoiser.schedule)
+            z = ddim_step(ask(denoiser, z, t, cond, _at(w, z, t), s), s, denoiser.schedule)
             if after_step is not None:
                 z = after_step(z, s)
         yield z
@@ -71,8 +72,8 @@ def translate(
     encoder,
     decoder,
     x: Example,
-    source: Tensor,
-    target: Tensor,
+    source,
+    target,
     steps: int,
     *,
     w: Weights | None = 0.0,
@@ -147,7 +148,7 @@ def _ancestral(denoiser, z, steps, cond, w, generator):
             (alpha_t, sigma_t), (alpha_s, sigma_s) = map(denoiser.schedule.alpha_sigma, (t, s))
             variance = (sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)
             kept = (sigma_s**2 - variance).clamp_min(0).sqrt()
-            pred = denoiser(z, t, cond, _at(w, z, t))
+            pred = ask(denoiser, z, t, cond, _at(w, z, t), s)
             z_s = expand(alpha_s, z) * pred.x + expand(kept, z) * pred.eps
             if i > 1:
                 z_s = z_s + expand(variance.sqrt(), z) * _noise_like(z, generator)
@@ -170,7 +171,7 @@ def _jump_and_renoise(denoiser, z, steps, cond, w, generator):
     for i in range(steps, 0, -1):
         with torch.no_grad():
             t, k, s = (per_example(max(i - jump, 0) / steps, z) for jump in (0, 2, 1))
-            z = ddim_step(denoiser(z, t, cond, _at(w, z, t)), k, schedule)
+            z = ddim_step(ask(denoiser, z, t, cond, _at(w, z, t), k), k, schedule)
             if i > 1:
                 z = renoise(z, _noise_like(z, generator), k, s, schedule)
         yield z

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from cfgdistill.core.denoiser import ask
 from cfgdistill.core.guidance import draw_w, drop_condition
 from cfgdistill.core.losses import (
     Loss,
@@ -60,8 +61,8 @@ def progressive_target(
     """
     t, s, teacher = per_example(t, z), per_example(s, z), beside(teacher, z)
     mid = (t + s) / 2 if mid is None else per_example(mid, z)
-    z_mid = ddim_step(teacher(z, t, cond, w), mid, teacher.schedule)
-    z_s = ddim_step(teacher(z_mid, mid, cond, w), s, teacher.schedule)
+    z_mid = ddim_step(ask(teacher, z, t, cond, w, mid), mid, teacher.schedule)
+    z_s = ddim_step(ask(teacher, z_mid, mid, cond, w, s), s, teacher.schedule)
     z_s = torch.where(expand(mid == s, z), z_mid, z_s)
     return implied_v(z, z_s, t, s, teacher.schedule)
 
@@ -83,7 +84,8 @@ def progressive_loss(
     t = per_example(t, x)
     z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
     target = progressive_target(teacher, z, t, s, cond, w, mid=mid)
-    return weighted_error(student(z, t, cond, w), target, teacher.schedule.logsnr(t), weighting)
+    pred = ask(student, z, t, cond, w, s)
+    return weighted_error(pred, target, teacher.schedule.logsnr(t), weighting)
 
 
 # How far one call of each sampler leads towards the data, in units of 1/N.

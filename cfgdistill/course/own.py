@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
+from cfgdistill.core.stage_two import halvings
 from cfgdistill.course.recipes import SIDES, Recipe, get_recipe, recipe_like
 from cfgdistill.course.stages import loss_of_teacher, new_classifier, new_teacher
 from cfgdistill.data.base import Data
 from cfgdistill.data.folder import load_own
 from cfgdistill.judge.metrics import classification_loss
-from cfgdistill.training.loop import halvings, train
+from cfgdistill.training.loop import train
 
 
 def recipe_for(source: str, like: str | None, **changes) -> Recipe:

@@ -22,6 +22,7 @@ from cfgdistill.core.denoiser import Denoiser
 from cfgdistill.core.guidance import GuidedDenoiser
 from cfgdistill.core.losses import (
     WEIGHTINGS,
+    Loss,
     Weighting,
     snr,
     snr_plus_one,
@@ -32,10 +33,11 @@ from cfgdistill.core.names import one_of
 from cfgdistill.core.samplers import ddim
 from cfgdistill.core.stage_one import stage_one_loss
 from cfgdistill.course.recipes import Recipe, get_recipe
+from cfgdistill.data.autoencoder import Autoencoder, VAEEncoder, autoencoder_loss
 from cfgdistill.data.base import Data
 from cfgdistill.data.captioned import load_captioned
 from cfgdistill.data.folder import load_own
-from cfgdistill.data.latents import Autoencoder, Latents, VAEEncoder, autoencoder_loss, cached
+from cfgdistill.data.latents import Latents, cached
 from cfgdistill.data.named import load_data
 from cfgdistill.data.text import build_text_encoder
 from cfgdistill.judge.delivered import delivered_by_samples
@@ -50,7 +52,7 @@ from cfgdistill.judge.metrics import (
 )
 from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
 from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_text
-from cfgdistill.training.loop import Loss, distill_progressively, reset, train
+from cfgdistill.training.loop import distill_progressively, reset, train
 from cfgdistill.training.randomness import seeded
 
 

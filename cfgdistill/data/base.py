@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cfgdistill.data.meaning import Classes
+
 SPLITS = ("train", "test")
 ON_DEVICE = 2**31  # bytes of a data set that may stay in the memory of a GPU
 
@@ -46,6 +48,11 @@ class Data:
     def null(self) -> int | Tensor:
         """The condition that means "no condition": one label more than there are classes."""
         return self.num_classes
+
+    @property
+    def meaning(self):
+        """What travels with a model that is trained on these: see `data.meaning`."""
+        return Classes(self.num_classes, tuple(self.class_names))
 
     @property
     def images(self) -> "Data":

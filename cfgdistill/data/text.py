@@ -99,6 +99,21 @@ def build_text_encoder(
         return TextEncoder(tokenizer, build_text_model(config))
 
 
+def described(tokenizer) -> dict:
+    """What `as_tokenizer` needs to build a CLIP tokenizer again (JSON)."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    length = tokenizer.model_max_length
+    return {"vocab": model["vocab"], "merges": model["merges"], "length": length}
+
+
+def as_tokenizer(said: dict):
+    """The CLIP tokenizer of this description."""
+    from transformers import CLIPTokenizer
+
+    merges = [tuple(pair) for pair in said["merges"]]
+    return CLIPTokenizer(said["vocab"], merges, model_max_length=said["length"])
+
+
 END = 0xE000  # added to the last letter of a word while a vocabulary is made
 
 

@@ -13,7 +13,7 @@ import torch
 
 from cfgdistill.core.denoiser import Denoiser, ranges
 from cfgdistill.core.schedules import Schedule
-from cfgdistill.data.latents import VAEEncoder
+from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder
 from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
 

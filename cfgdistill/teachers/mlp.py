@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.schedules import PerExample, Strengths
+from cfgdistill.teachers.files import network
 
 
+@network
 class MLP(nn.Module):
     """A small network net(z, t, cond, w) for the toy: what a student is, without the images.
 

@@ -18,11 +18,13 @@ from cfgdistill.core.guidance import GuidedDenoiser
 from cfgdistill.core.names import one_of
 from cfgdistill.core.samplers import ddim, last
 from cfgdistill.core.schedules import DiscreteSchedule
+from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.captioned import load_captioned
 from cfgdistill.data.hub import name_and_revision, to_fetch
-from cfgdistill.data.latents import Latents, VAEEncoder, cached, cached_latents, latents_key
+from cfgdistill.data.latents import Latents, cached, cached_latents, latents_key
 from cfgdistill.data.tables import last_line
 from cfgdistill.data.text import TextEncoder, build_text_encoder
+from cfgdistill.teachers.files import Pipeline
 from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub
 from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.environment import default_device, frozen_dtype
@@ -184,6 +186,7 @@ def load_latents(recipe, folder: str | Path, split: str = "train") -> Latents:
         pictures=images,
         vae=vae,
         empty=empty,
+        pipeline=Pipeline(recipe.base),
     )
 
 

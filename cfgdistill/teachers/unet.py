@@ -1,32 +1,30 @@
-"""diffusers' U-Net behind our call, and the ways to get one: new, with a w input, from a folder."""
+"""diffusers' U-Net behind our call, and the ways to get one: new, or with a w input."""
 
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cfgdistill.core.denoiser import Denoiser, ranges, unfreeze
 from cfgdistill.core.guidance import embed_w
-from cfgdistill.core.names import one_of
-from cfgdistill.core.schedules import (
-    CosineSchedule,
-    DiscreteSchedule,
-    Example,
-    PerExample,
-    Strengths,
-)
+from cfgdistill.core.schedules import CosineSchedule, Example, PerExample, Strengths
 from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.text import build_text_model, text_config
-from cfgdistill.teachers.mlp import MLP
-from cfgdistill.training.checkpoints import fingerprint, load_weights, read_card
-from cfgdistill.training.environment import default_device, frozen_dtype
+from cfgdistill.teachers.files import network
+from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.randomness import seeded
 
 TIMESTEPS = 1024  # a power of two, so that i/N is a whole number of them for every N of stage two
 W_FEATURES = 64
+
+
+def _unet_of(config: dict):
+    """diffusers' U-Net of this configuration, with random weights."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_config(config)
 
 
 class _UNet(nn.Module):
@@ -85,6 +83,7 @@ class _UNet(nn.Module):
         return self.unet(z, k, **condition).sample
 
 
+@network
 class ClassUNet(_UNet):
     """A class-conditional U-Net as net(z, t, cond, w).
 
@@ -105,6 +104,10 @@ class ClassUNet(_UNet):
         channels, height, width = super().shape
         return (channels // self.patch**2, height * self.patch, width * self.patch)
 
+    @classmethod
+    def from_config(cls, timesteps: int = TIMESTEPS, patch: int = 1, **config) -> "ClassUNet":
+        return cls(_unet_of(config), timesteps, patch)
+
     def forward(self, z: Example, t: PerExample, cond: Tensor, w: Strengths | None) -> Example:
         """z [b, c, h, h], t [b], labels cond [b], w [b] (None for a network without a w input)."""
         return self._ask(z, t, w, encoder_hidden_states=None, class_labels=cond)
@@ -114,6 +117,7 @@ class ClassUNet(_UNet):
         return nn.functional.pixel_shuffle(said, self.patch)
 
 
+@network
 class TextUNet(_UNet):
     """A text-conditional U-Net as net(z, t, cond, w).
 
@@ -127,6 +131,10 @@ class TextUNet(_UNet):
     @property
     def config(self) -> dict:
         return {**super().config, "text": None if self.text is None else text_config(self.text)}
+
+    @classmethod
+    def from_config(cls, text=None, timesteps: int = TIMESTEPS, **config) -> "TextUNet":
+        return cls(_unet_of(config), build_text_model(text), timesteps)
 
     def trains(self, name: str) -> bool:
         return not name.startswith("text.")  # the students' text model is the teacher's, and stays
@@ -159,6 +167,7 @@ LORA_LAYERS = (
 ).split()
 
 
+@network
 class LoraUNet(TextUNet):
     """A pre-trained U-Net that stays as it is, and low-rank changes to it that are trained.
 
@@ -186,6 +195,29 @@ class LoraUNet(TextUNet):
         memo[id(self)] = copied = LoraUNet.__new__(LoraUNet)
         copied.__setstate__(copy.deepcopy(self.__dict__, memo))
         return copied
+
+    @classmethod
+    def from_config(
+        cls,
+        base: str,
+        sha: str,
+        rank: int,
+        timesteps: int = TIMESTEPS,
+        half: torch.dtype | None = None,
+        **config,
+    ) -> "LoraUNet":
+        """ValueError where what is found under that name now has other weights."""
+        with nothing_fetched():
+            unet = open_unet(base)
+        net = add_lora(unet, base, rank, half=half, timesteps=timesteps)
+        if net.sha != sha:
+            raise ValueError(
+                f"The U-Net of {base!r} is not the one that this model was trained on: write the "
+                "revision of then into its card, as name@revision, or train again."
+            )
+        if config["time_cond_proj_dim"] is not None:
+            _add_cond_proj(net.unet, config["time_cond_proj_dim"] // W_FEATURES)
+        return net
 
     def trains(self, name: str) -> bool:
         return _trained(name)
@@ -356,7 +388,7 @@ def add_w_conditioning(teacher: Denoiser, w_range: Sequence) -> Denoiser:
     net = copy.deepcopy(teacher.net)
     _add_cond_proj(net.unet, len(ranges(w_range)))
     unfreeze(net)
-    student = copy.deepcopy(teacher, {id(teacher.schedule): teacher.schedule, id(teacher.net): net})
+    student = teacher.copy(net)
     student.w_range, student.steps, student.sampler, student.nfe = w_range, None, None, 0
     return student.to(next(teacher.parameters()).device).eval()
 
@@ -367,100 +399,3 @@ def _add_cond_proj(unet, strengths: int) -> None:
     embedding.cond_proj = nn.Linear(features, embedding.linear_1.in_features, bias=False)
     nn.init.zeros_(embedding.cond_proj.weight)
     unet.register_to_config(time_cond_proj_dim=features)
-
-
-def load(folder: str | Path) -> Denoiser:
-    """The denoiser that `train` left in a folder, with its schedule, steps and w range.
-
-    The base of low-rank changes is in half precision where it was trained so and the device gains.
-    """
-    card = read_card(folder)
-    model, half = card["model"], frozen_dtype(card.get("recipe", {}).get("precision", "full"))
-    if "net" not in model:
-        raise ValueError(f"{folder} holds no denoiser but a classifier: name another folder.")
-    if not isinstance(model["net"], dict):
-        raise ValueError(_no_card(folder, f"net is {model['net']!r:.60}"))
-    for key, fits in KINDS.items():
-        if not fits(model.get(key)):
-            raise ValueError(_no_card(folder, f"{key} is {model.get(key)!r:.60}"))
-    try:
-        denoiser = _build(model, half)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # whatever diffusers or transformers make of such a description
-        raise ValueError(_no_card(folder, " ".join(f"{error!s:.80}".split()))) from error
-    load_weights(denoiser, folder)
-    return denoiser.to(default_device()).eval()
-
-
-# What the card says of a denoiser, where it says it.
-KINDS = {
-    "steps": lambda v: v is None or type(v) is int and v > 0,
-    "sampler": lambda v: v in (None, "ddim", "stochastic", "ddim_encode"),
-    "w_range": lambda v: v is None or _is_range(v) or _are_ranges(v),
-    "num_classes": lambda v: v is None or type(v) is int and v > 0,
-}
-
-
-def _is_range(v) -> bool:
-    pair = isinstance(v, list) and len(v) == 2 and all(type(w) in (int, float) for w in v)
-    return pair and v[0] <= v[1]
-
-
-def _are_ranges(v) -> bool:
-    return isinstance(v, list) and len(v) > 1 and all(map(_is_range, v))
-
-
-def _no_card(folder: str | Path, why: str) -> str:
-    return (
-        f"The card.json in {folder} describes no network that can be built ({why}): fetch or "
-        "train the model again."
-    )
-
-
-def _build(model: dict, half: torch.dtype | None) -> Denoiser:
-    """A denoiser as its card describes it, with random weights; `half`: see `add_lora`."""
-    model = dict(model)
-    net, schedule = dict(model.pop("net")), model.pop("schedule")
-    kind = one_of("network", net.pop("net"), ("ClassUNet", "TextUNet", "LoraUNet", "MLP"))
-    if isinstance(schedule, dict):
-        table = torch.tensor(schedule["alphas_cumprod"], dtype=torch.float64)
-        schedule = DiscreteSchedule(table, schedule.get("made_of"))
-    else:
-        one_of("schedule", schedule, ("CosineSchedule",))
-        schedule = CosineSchedule()
-    if kind == "MLP":
-        net = MLP(**net)
-    elif kind == "LoraUNet":
-        net = _open_lora(net, half)
-    else:
-        from diffusers import UNet2DConditionModel
-
-        text, timesteps = net.pop("text", None), net.pop("timesteps", TIMESTEPS)
-        patch = net.pop("patch", 1)
-        unet = UNet2DConditionModel.from_config(net)
-        net = (
-            ClassUNet(unet, timesteps, patch)
-            if kind == "ClassUNet"
-            else TextUNet(unet, build_text_model(text), timesteps)
-        )
-    known = model.pop("w_range")
-    if known is not None:
-        pairs = [tuple(map(float, pair)) for pair in ranges(known)]
-        known = pairs[0] if len(pairs) == 1 else tuple(pairs)
-    return Denoiser(net, schedule, w_range=known, **model)
-
-
-def _open_lora(config: dict, half: torch.dtype | None) -> LoraUNet:
-    base, timesteps = config["base"], config.get("timesteps", TIMESTEPS)
-    with nothing_fetched():
-        unet = open_unet(base)
-    net = add_lora(unet, base, config["rank"], half=half, timesteps=timesteps)
-    if net.sha != config["sha"]:
-        raise ValueError(
-            f"The U-Net of {base!r} is not the one that this model was trained on: write the "
-            "revision of then into its card, as name@revision, or train again."
-        )
-    if config["time_cond_proj_dim"] is not None:
-        _add_cond_proj(net.unet, config["time_cond_proj_dim"] // W_FEATURES)
-    return net

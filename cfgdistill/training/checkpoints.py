@@ -20,7 +20,8 @@ from torch import Tensor, nn
 def save_weights(model: nn.Module, folder: str | Path, about: dict, **more) -> None:
     """model.safetensors and, written last, card.json: what the weights are, and their sha256.
 
-    `model.describe()` says what is needed to build the model again. `about` and `more` are JSON.
+    `model.describe()` says what is needed to build the model again, and its `meaning`, if it has
+    one, leaves there what it needs. `about` and `more` are JSON.
     """
     folder, tensors = Path(folder), weights_of(model.net)
     weights = folder / "model.safetensors"
@@ -35,6 +36,8 @@ def save_weights(model: nn.Module, folder: str | Path, about: dict, **more) -> N
         "torch": torch.__version__,
         **more,
     }
+    if getattr(model, "meaning", None) is not None:
+        card["meaning"] = model.meaning.keep(folder)
     card = plain("A card", card)  # what cannot be kept is told before anything is written
     write_tensors(weights, tensors, {})
     if not _holds(weights, tensors):
@@ -125,6 +128,7 @@ KINDS = {
     "sha256": str,
     "model_sha256": str,
     "recipe": dict,
+    "meaning": dict,
     "minutes": (int, float),
     "cores": int,
     "losses": list,

@@ -5,7 +5,6 @@ that was killed and resumed ends with the same bits as one that was not, and sev
 together draw what one would have drawn.
 """
 
-import copy
 import importlib.util
 import math
 import os
@@ -106,6 +105,8 @@ def train(
         kind = mixed_precision(device)
     _ask_the_launcher(precision)
     model.to(device)
+    if isinstance(model, Denoiser) and model.meaning is None:  # what it is trained on says it
+        model.meaning = getattr(data, "meaning", None)
     folder = None if folder is None else Path(folder)
     faster = faster or {}
     about = {
@@ -312,7 +313,7 @@ def distill_progressively(
         ):
             pass
         # The next one's teacher is a copy, for the caller may do with this one as it pleases.
-        teacher = copy.deepcopy(student, {id(student.schedule): student.schedule})
+        teacher = student.copy()
         yield student
 
 

@@ -1,0 +1,114 @@
+"""What a model's numbers mean: how a class or a prompt is said to it, and how it paints.
+
+`denoiser.meaning` travels with a model, as the entry "meaning" of its card and, for latents, in
+decoder.safetensors beside its weights: so sampling needs none of the data. A meaning has
+
+null               the condition that means "no condition"
+conditions(given)  tensors [n, ...] of n labels, class names or prompts; ValueError for others
+decode(z)          from what a sampler makes to images in [-1, 1]
+keep(folder)       leaves there what it needs, and gives its entry of the card (JSON)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cfgdistill.core.names import one_of
+from cfgdistill.core.schedules import Example
+from cfgdistill.data.autoencoder import VAEEncoder, decode_in_parts
+from cfgdistill.data.text import TextEncoder, as_tokenizer, described
+from cfgdistill.training.checkpoints import read_tensors, sha256, write_tensors
+
+DECODER = "decoder.safetensors"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Labels 0 .. num_classes - 1, with names or without; the label after them is null."""
+
+    num_classes: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def null(self) -> int:
+        return self.num_classes
+
+    def conditions(self, given: Sequence) -> Tensor:
+        """[n] of labels and class names."""
+        return torch.tensor([self._label(one) for one in given], dtype=torch.long)
+
+    def _label(self, given) -> int:
+        if isinstance(given, str):
+            if not self.names:
+                raise ValueError(
+                    f"This model's classes have no names, so {given!r} is none of them: pass "
+                    f"whole numbers in 0 .. {self.num_classes - 1}."
+                )
+            return self.names.index(one_of("class", given, self.names))
+        if type(given) not in (int, float) or given not in range(self.num_classes):
+            names = f", or names such as {self.names[0]!r}" if self.names else ""
+            raise ValueError(
+                f"Labels must be whole numbers in 0 .. {self.num_classes - 1}{names}, not "
+                f"{given!r:.80}."
+            )
+        return int(given)
+
+    def decode(self, z: Example) -> Example:
+        return z.clamp(-1, 1)
+
+    def keep(self, folder: Path) -> dict:
+        return {"class_names": list(self.names)}
+
+
+class Prompts:
+    """Captions as tokens, or as embeddings where `embedded`, and latents that `vae` decodes."""
+
+    def __init__(self, text: TextEncoder, vae: VAEEncoder, embedded: bool = False):
+        self.text, self.vae, self.embedded = text, vae, embedded
+
+    @property
+    def null(self) -> Tensor:
+        return self.conditions([""])[0]
+
+    @torch.no_grad()
+    def conditions(self, given: Sequence) -> Tensor:
+        """[n, l] or [n, l, d]."""
+        for one in given:
+            if not isinstance(one, str):
+                raise ValueError(f"This model draws from text: pass prompts, not {one!r}.")
+        tokens = self.text.tokens(given)
+        return self.text(tokens) if self.embedded else tokens
+
+    def decode(self, z: Tensor) -> Tensor:
+        return decode_in_parts(self.vae, z)
+
+    def keep(self, folder: Path) -> dict:
+        state = {
+            "vae": {k: v for k, v in self.vae.vae.config.items() if not k.startswith("_")},
+            "scale": self.vae.scale,
+            "tokenizer": described(self.text.tokenizer),
+        }
+        tensors = {f"vae.{key}": value for key, value in self.vae.vae.state_dict().items()}
+        write_tensors(folder / DECODER, {**tensors, "shift": self.vae.shift.flatten()}, state)
+        return {"decoder": sha256(folder / DECODER)}
+
+    @classmethod
+    def kept(cls, folder: Path, entry: dict, model) -> "Prompts":
+        """What `keep` left in a folder, with the text model that its network has."""
+        from diffusers import AutoencoderKL
+
+        file = folder / DECODER
+        if not file.exists() or sha256(file) != entry["decoder"]:
+            raise ValueError(
+                f"{file} is missing or is not what the model was saved with: copy the whole folder "
+                "of the model again."
+            )
+        tensors, state = read_tensors(file)
+        shift = tensors.pop("shift")
+        vae = AutoencoderKL.from_config(state["vae"])
+        vae.load_state_dict({key.removeprefix("vae."): value for key, value in tensors.items()})
+        text = TextEncoder(as_tokenizer(state["tokenizer"]), model)
+        return cls(text, VAEEncoder(vae.eval(), shift, state["scale"]))

@@ -1,0 +1,226 @@
+"""Models from where they lie: a folder that `train` wrote, or the name of a shipped one.
+
+A network that is to be found in a file announces itself with the decorator `network`, and says in
+its `config` (JSON) what builds it again. So a network of your own can be loaded too.
+"""
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from cfgdistill.core.denoiser import Denoiser, ranges
+from cfgdistill.core.names import one_of
+from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, Schedule
+from cfgdistill.data.autoencoder import VAEEncoder
+from cfgdistill.data.hub import nothing_fetched
+from cfgdistill.data.meaning import Classes, Prompts
+from cfgdistill.data.named import CIFAR10_CLASSES
+from cfgdistill.data.text import TextEncoder, as_tokenizer
+from cfgdistill.teachers.shipped import ROOT, checked, copy_pretrained, names, shipped_card
+from cfgdistill.training.checkpoints import fingerprint, load_weights, read_card
+from cfgdistill.training.environment import default_device, frozen_dtype
+
+NETWORKS: dict[str, Callable] = {}
+
+
+def network(kind: type) -> type:
+    """Class decorator: `load` may build this network, by the name of its class.
+
+    An instance has `config`, a dictionary (JSON) with that name as its entry "net". The rest of it
+    goes to the class method `from_config`, where there is one, or else to the class itself.
+    """
+    NETWORKS[kind.__name__] = getattr(kind, "from_config", kind)
+    return kind
+
+
+def load(name_or_folder: str | Path, device: str | torch.device | None = None) -> Denoiser:
+    """A model with all that sampling needs: a shipped name, or a folder that `train` wrote.
+
+    It comes ready for use on `device`; None: `default_device()`. ValueError, with one sentence,
+    where there is no such model or device.
+    """
+    device = _device(device)
+    name = shipped_name(name_or_folder)
+    if name is None:
+        return _from_folder(Path(name_or_folder)).to(device).eval()
+    with TemporaryDirectory() as own:
+        return _from_folder(copy_pretrained(name, Path(own, "model"))).to(device).eval()
+
+
+def shipped_name(given: str | Path) -> str | None:
+    """The shipped model that is meant; None where it is a folder.
+
+    ValueError for a name that is both.
+    """
+    path, stored = Path(given), ROOT.resolve()
+    if path.resolve().is_relative_to(stored):  # the place itself, where it lies packed
+        name = path.resolve().relative_to(stored).as_posix()
+        return name if name in names() else None
+    if str(given) not in names():
+        return None
+    if path.exists():
+        raise ValueError(
+            f"{given} is a shipped model and a folder here: write ./{given} for the folder, or "
+            "rename it."
+        )
+    return str(given)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return default_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"There is no device {str(device)!r} here: leave it out for {default_device()}."
+        ) from error
+
+
+def _from_folder(folder: Path) -> Denoiser:
+    card = read_card(folder)
+    model = card["model"]
+    if "net" not in model:
+        raise ValueError(f"{folder} holds no denoiser but a classifier: name another folder.")
+    if not isinstance(model["net"], dict):
+        raise ValueError(_no_card(folder, f"net is {model['net']!r:.60}"))
+    for key, fits in KINDS.items():
+        if not fits(model.get(key)):
+            raise ValueError(_no_card(folder, f"{key} is {model.get(key)!r:.60}"))
+    try:
+        denoiser = _build(model, card.get("recipe", {}).get("precision", "full"))
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # whatever diffusers or transformers make of such a description
+        raise ValueError(_no_card(folder, " ".join(f"{error!s:.80}".split()))) from error
+    load_weights(denoiser, folder)
+    denoiser.meaning = _meaning(denoiser, folder, card)
+    return denoiser
+
+
+# What the card says of a denoiser, where it says it.
+KINDS = {
+    "steps": lambda v: v is None or type(v) is int and v > 0,
+    "sampler": lambda v: v in (None, "ddim", "stochastic", "ddim_encode"),
+    "w_range": lambda v: v is None or _is_range(v) or _are_ranges(v),
+    "num_classes": lambda v: v is None or type(v) is int and v > 0,
+}
+
+
+def _is_range(v) -> bool:
+    pair = isinstance(v, list) and len(v) == 2 and all(type(w) in (int, float) for w in v)
+    return pair and v[0] <= v[1]
+
+
+def _are_ranges(v) -> bool:
+    return isinstance(v, list) and len(v) > 1 and all(map(_is_range, v))
+
+
+def _no_card(folder: Path, why: str) -> str:
+    return (
+        f"The card.json in {folder} describes no network that can be built ({why}): fetch or "
+        "train the model again."
+    )
+
+
+def _build(model: dict, precision: str) -> Denoiser:
+    """A denoiser as its card describes it, with random weights.
+
+    The base of low-rank changes is in half precision where it was trained so and the device gains.
+    """
+    for module in ("mlp", "unet"):  # whose networks announce themselves
+        import_module(f"cfgdistill.teachers.{module}")
+    model = dict(model)
+    net, schedule, known = dict(model.pop("net")), model.pop("schedule"), model.pop("w_range")
+    if "base" in net:
+        net["half"] = frozen_dtype(precision)
+    net = NETWORKS[one_of("network", net.pop("net"), NETWORKS)](**net)
+    if known is not None:
+        pairs = [tuple(map(float, pair)) for pair in ranges(known)]
+        known = pairs[0] if len(pairs) == 1 else tuple(pairs)
+    return Denoiser(net, _schedule(schedule), w_range=known, **model)
+
+
+def _schedule(said: str | dict) -> Schedule:
+    if isinstance(said, dict):
+        table = torch.tensor(said["alphas_cumprod"], dtype=torch.float64)
+        return DiscreteSchedule(table, said.get("made_of"))
+    one_of("schedule", said, ("CosineSchedule",))
+    return CosineSchedule()
+
+
+# ---- what its numbers mean -------------------------------------------------------------------
+
+
+class Pipeline:
+    """The meaning of a model that was made from a Stable Diffusion pipeline, opened when needed."""
+
+    def __init__(self, base: str):
+        self.base = base
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        from cfgdistill.teachers.stable_diffusion import open_pipeline
+
+        with nothing_fetched():
+            pipe = open_pipeline(self.base)
+        text = TextEncoder(pipe.tokenizer, pipe.text_encoder).eval()
+        return Prompts(text, VAEEncoder(pipe.vae), embedded=True)
+
+    @property
+    def null(self) -> Tensor:
+        return self.prompts.null
+
+    def conditions(self, given) -> Tensor:
+        return self.prompts.conditions(given)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.prompts.decode(z)
+
+    def keep(self, folder: Path) -> dict:
+        return {"pipeline": self.base}
+
+
+# Of models that were trained before their cards said it.
+CLASS_NAMES = {"digits": tuple("0123456789"), "cifar10": tuple(CIFAR10_CLASSES)}
+
+
+def _meaning(denoiser: Denoiser, folder: Path, card: dict):
+    """What travels with a model; None where it is not known."""
+    entry, recipe = card.get("meaning", {}), card.get("recipe", {})
+    if denoiser.num_classes is not None:
+        known = entry.get("class_names", CLASS_NAMES.get(recipe.get("dataset"), ()))
+        return Classes(denoiser.num_classes, tuple(known))
+    if "decoder" in entry:
+        return Prompts.kept(folder, entry, denoiser.net.text)
+    base = entry.get("pipeline", recipe.get("base"))
+    if base is not None:
+        return Pipeline(base)
+    autoencoder = card["about"].get("autoencoder")
+    return None if autoencoder is None else _shipped_prompts(denoiser, recipe, autoencoder)
+
+
+def _shipped_prompts(denoiser: Denoiser, recipe: dict, autoencoder: str) -> Prompts | None:
+    """Those of the shipped text-to-image models, whose decoder lies beside them."""
+    from diffusers import AutoencoderKL
+    from safetensors.torch import load as tensors_of
+
+    home = str(recipe.get("dataset"))
+    if f"{home}/autoencoder" not in names():
+        return None
+    card = shipped_card(f"{home}/autoencoder")
+    config = {key: value for key, value in card["model"]["net"].items() if key != "net"}
+    vae = AutoencoderKL.from_config(config).eval()
+    weights = tensors_of(checked(f"{home}/autoencoder/model.safetensors"))
+    vae.load_state_dict({key.removeprefix("vae."): value for key, value in weights.items()})
+    encoder = VAEEncoder(vae, torch.tensor(card["latents"]["shift"]), card["latents"]["scale"])
+    if fingerprint(encoder) != autoencoder:
+        return None
+    tokenizer = as_tokenizer(json.loads(checked(f"{home}/tokenizer.json")))
+    return Prompts(TextEncoder(tokenizer, denoiser.net.text), encoder)
