@@ -1,6 +1,10 @@
 """load and sample: everything that sampling needs travels with a model."""
 
+import importlib
+import re
 import shutil
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,3 +204,34 @@ def test_conditions_may_be_a_tree_and_only_who_asks_is_told_where_a_step_ends():
     ]
     wave = cd.Denoiser(Wave(), cd.CosineSchedule())  # which takes no s: it is called with four
     assert not wave.takes_s and cd.last(cd.ddim(wave, z, 2)).shape == z.shape
+
+
+# ---- what the README and the package's metadata promise -------------------------------------
+
+
+def test_the_readme_s_first_lines_of_python_do_what_they_say(no_data):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code, known = re.search(r"## Try it\n+```python\n(.*?)```", readme, re.S)[1], {}
+    exec(code, known)
+    images = known["images"]
+    assert list(images.shape) == [4, 1, 8, 8] and images.min() >= -1 and images.max() <= 1
+    assert known["student"].nfe == 4
+
+
+def test_the_public_face_is_what_the_contract_names_and_is_typed():
+    face = (
+        "CosineSchedule DiscreteSchedule Denoiser GuidedDenoiser Prediction Schedule convert "
+        "ddim ddim_encode ddim_step delivered_w distill_progressively from_folder from_hub guide "
+        "guidance_matching_loss implied_v load network progressive_loss progressive_target sample "
+        "stochastic train"
+    )
+    assert set(face.split()) <= set(cd.__all__) and len(set(cd.__all__)) == len(cd.__all__)
+    assert not [name for name in cd.__all__ if name.startswith("_")]
+    assert (Path(cd.__file__).parent / "py.typed").exists()
+    root = Path(__file__).parents[1]
+    said = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    home, _, name = said["project"]["scripts"]["cfgdistill"].partition(":")
+    assert callable(getattr(importlib.import_module(home), name))
+    assert f"version: {cd.__version__}" in (root / "CITATION.cff").read_text(encoding="utf-8")
+    rooms = {p.parent.relative_to(root) for p in (root / "cfgdistill").rglob("*.py")}
+    assert {".".join(room.parts) for room in rooms} <= set(said["tool"]["setuptools"]["packages"])
