@@ -31,9 +31,9 @@ from cfgdistill import (
     stage_two_loss,
     train,
 )
-from cfgdistill.course.pretrained import copy_pretrained
 from cfgdistill.course.recipes import get_recipe
 from cfgdistill.export import export
+from cfgdistill.teachers.shipped import copy_pretrained
 from cfgdistill.training.checkpoints import save_weights
 
 SCHEDULE = CosineSchedule()
