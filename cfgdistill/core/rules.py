@@ -228,7 +228,8 @@ def spread(null, cond):
 
 def _unpack(at: Point, w: Tensor, *names: str) -> Tensor:
     """Strengths [k, b, 1, ..., 1]; ValueError where they are not k."""
-    if w.ndim == at.z.ndim or len(w) != len(names):
+    w = w[None] if w.ndim == at.z.ndim else w  # a single one
+    if len(w) != len(names):
         raise ValueError(
             f"This rule takes {len(names)} strengths: pass w as a tuple ({', '.join(names)})."
         )

@@ -53,10 +53,11 @@ def weights(w: Weights, like: Example, t: PerExample) -> Strengths:
     """Guidance weights at time t, as `per_example` gives them; several strengths as [b, k]."""
     if callable(w):
         w = w(t)
-    if isinstance(w, Tensor) and w.ndim == 2:
+    if isinstance(w, Tensor) and w.ndim == 2 and w.shape[1] > 1:
         w = w.unbind(1)
     if isinstance(w, Sequence):
-        return torch.stack([per_example(each, like) for each in w], 1)
+        each = [per_example(one, like) for one in w]
+        return each[0] if len(each) == 1 else torch.stack(each, 1)
     return per_example(w, like)
 
 
