@@ -11,6 +11,7 @@ is also judged by that network, which this project has not trained.
 """
 
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from cfgdistill import (
     GuidedDenoiser,
     Judge,
     ddim,
+    delivered_w,
     generate,
     get_recipe,
     stochastic,
@@ -30,6 +32,7 @@ from cfgdistill import (
     use_pretrained,
 )
 from cfgdistill.course import pretrained, stages
+from cfgdistill.judge.delivered import TIMES
 from cfgdistill.judge.plotting import quality_against_nfe, sample_grid
 from cfgdistill.teachers.shipped import names
 from cfgdistill.training.checkpoints import provenance, write_text
@@ -47,19 +50,22 @@ class Plan:
     teacher: dict[int, tuple[int, ...]]  # its steps, the most first, in the table of n samples
     weights: tuple[float, ...]
     values: dict[str, str]  # in the README's tables, with their formats
+    ladder: tuple[int, int]  # samples and steps of the teacher's own, by which delivered_w is read
     captions: tuple[str, ...] = ()  # of the figure; else ten classes
     bf16: bool = False  # whether the networks compute in bfloat16
 
 
-IMAGES = {"frechet_distance": ".2f", "class_accuracy": ".1%"}
-CAPTIONED = {"distance_to_teacher": ".3f", "retrieval_score": ".1%"}
+IMAGES = {"frechet_distance": ".2f", "delivered_w": ".2f"}
+CAPTIONED = {"distance_to_teacher": ".3f", "retrieval_score": ".1%", "delivered_w": ".2f"}
 PROMPTS = ("red heart", "green apple", "cat face", "strawberry")
 PROMPTS += ("castle", "angry face", "rainbow", "octopus")
 WEIGHTS = (0.0, 0.3, 1.0, 2.0, 4.0)
 PLANS = {
-    "digits": Plan({1000: (256, 16, 8, 4, 2, 1)}, WEIGHTS, IMAGES),
-    "cifar10": Plan({10_000: (16, 8, 4), 1000: (256, 16, 8, 4, 2, 1)}, WEIGHTS, IMAGES, bf16=True),
-    "emoji": Plan({150: (50, 16, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, PROMPTS),
+    "digits": Plan({1000: (256, 16, 8, 4, 2, 1)}, WEIGHTS, IMAGES, (256, 128)),
+    "cifar10": Plan(
+        {10_000: (16, 8, 4), 1000: (256, 16, 8, 4, 2, 1)}, WEIGHTS, IMAGES, (128, 64), bf16=True
+    ),
+    "emoji": Plan({150: (50, 16, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, (150, 50), PROMPTS),
 }
 
 
@@ -86,6 +92,9 @@ def measure(name: str, out: Path) -> list[dict]:
     if plan.bf16:
         for denoiser in [network, *(student for _, student, *_ in students)]:
             denoiser.net = InBfloat16(denoiser.net)
+    samples, most = plan.ladder
+    few, rungs = replace(recipe, samples=samples), stages.w_ladder(recipe)
+    ladder = stages.teachers_own(teacher, data, few, out, steps=most, weights=rungs)
     rows = []
     for n, steps in plan.teacher.items():
         truth = None
@@ -106,6 +115,7 @@ def measure(name: str, out: Path) -> list[dict]:
                 weights=plan.weights,
                 sampler=sampler,
                 truth=truth,
+                ladder=ladder,
             )
             about = {"dataset": name, "n_samples": n, "seed": recipe.seed}
             rows += [{**about, **row} for both in found for row in judges.apart(both)]
@@ -113,6 +123,17 @@ def measure(name: str, out: Path) -> list[dict]:
     own = _groups(rows)[-len(judges.judges)]  # of the last table, by the first judge
     draw(name, data, models, own)
     return rows
+
+
+def delivered(name: str, out: Path) -> dict:
+    """How much guidance stage one's network gives, by `delivered_w`, and of how many examples."""
+    recipe = use_pretrained(get_recipe(name, "laptop"), out)
+    data = stages.load_recipe_data(recipe, out)
+    teacher = GuidedDenoiser(stages.train_teacher(recipe, data, out), data.null)
+    student, n = stages.train_stage_one(recipe, data, out), 2048
+    weights = [*dict.fromkeys((0.0, 0.3, *range(1, math.ceil(recipe.w_max)), recipe.w_max))]
+    found = {f"{w:g}": round(delivered_w(student, teacher, data, w, n=n), 3) for w in weights}
+    return {"n": n, "times": TIMES, "seed": 0, "delivered_w": found}
 
 
 def draw(name: str, data, models: list[tuple], rows: list[dict]) -> None:
@@ -257,6 +278,7 @@ TITLES = {
     "precision": "precision",
     "recall": "recall",
     "distance_to_teacher": "distance to teacher",
+    "delivered_w": "delivered w",
 }
 
 
@@ -297,6 +319,18 @@ def cost(training: dict[str, dict], name: str) -> str:
     )
 
 
+def asked_and_given(given: dict) -> str:
+    """Whether the dial of stage one works, in a sentence."""
+    low, high = given["times"]
+    return (
+        f"Asked for w = {', '.join(given['delivered_w'])}, the network of stage one gives "
+        f"{', '.join(f'{v:.2f}' for v in given['delivered_w'].values())} (`delivered_w`: "
+        f"{given['n']:,} training examples, t in [{low:g}, {high:g}], seed {given['seed']}). The "
+        "column *delivered w* is read from samples: the w at which the teacher's own, from the "
+        "same noise, are nearest to the model's."
+    )
+
+
 def _groups(rows: list[dict]) -> list[list[dict]]:
     """Those rows together that may be compared: of one data set, judge and number of samples."""
     groups: dict[tuple, list[dict]] = {}
@@ -318,6 +352,8 @@ def sections(results: dict) -> dict[str, str]:
     for name, by_n in found.items():
         (_, shown), *folded = by_n.items()
         parts = [*shown, cost(spent, name)]
+        if name in results["meta"].get("delivered", {}):
+            parts.append(asked_and_given(results["meta"]["delivered"][name]))
         for n, tables in folded:
             head = f"<details>\n<summary>The same with {n:,} samples</summary>"
             parts += [head, *tables, "</details>"]
@@ -351,11 +387,13 @@ def main(chosen: list[str]) -> None:
     shipped = list(dict.fromkeys(name.split("/")[0] for name in names()))
     if wrong := [name for name in chosen if name not in shipped]:
         raise SystemExit(f"Nothing is shipped for {wrong[0]!r}: choose from {', '.join(shipped)}.")
-    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": [], "meta": {}}
     out, chosen = Path("out/results"), chosen or shipped
-    rows = [row for row in kept if row["dataset"] not in chosen]
+    rows = [row for row in before["rows"] if row["dataset"] not in chosen]
+    given = dict(before["meta"].get("delivered", {}))
     for name in chosen:
         rows += measure(name, out)
+        given[name] = delivered(name, out)
     training = {
         f"{name}/{stage}": spent
         for name in shipped
@@ -363,7 +401,8 @@ def main(chosen: list[str]) -> None:
             (pretrained.ROOT / name / "training.json").read_text()
         ).items()
     }
-    results = {"meta": provenance(training=training), "rows": rows}
+    given = {name: given[name] for name in shipped if name in given}
+    results = {"meta": provenance(training=training, delivered=given), "rows": rows}
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     write_text(RESULTS.with_suffix(".md").with_stem("RESULTS"), everything(results))
     write_text(README, with_tables(README.read_text(), results))
