@@ -338,24 +338,23 @@ for name, (w_power, _, balanced) in trials.items():
 # and balancing the loss hardly teach these students about $w$ any sooner. They move the average next to 0, where the student
 # starts and where errors are seen most, and so little is lost until the input is of use.
 #
-# That takes more updates than a trial has. So we also ran trials through to samples: a teacher of 1,500 updates with
-# the network of the `laptop` recipe on digits, 900 updates of batch 64 at a rate of 0.001, 32 steps. The first three columns are
-# the Fréchet distance relative to the teacher's own (digits classifier, 64 features; training split; 2,000
-# samples for $w = 0$, 500 for the others), the last three the root mean square distance to the teacher's
-# sample of the same noise.
+# That takes more updates than a trial has. **What does a whole run deliver?** We made some, with the teacher of notebook 02 on digits, batches of 64
+# and one seed. The first six columns are the $w$ that is delivered (1,024 training images, $t$ in $[0.1, 1]$), the last four how far samples
+# with 32 steps are from the teacher's with 128, from the same noise (root mean square over pixels in $[-1, 1]$, 64 samples).
 #
-# | stage one | ratio at $w = 0$ | 1 | 3 | rmse at $w = 0$ | 1 | 3 |
-# | --- | --- | --- | --- | --- | --- | --- |
-# | uniform $w$, one rate | 1.96 | 1.00 | 0.97 | 0.106 | 0.057 | 0.086 |
-# | projection 10 times faster | 1.69 | 1.00 | 0.96 | 0.093 | 0.057 | 0.085 |
-# | projection faster, uniform $w$, balanced | 1.32 | 1.01 | 0.99 | 0.061 | 0.053 | 0.082 |
-# | **projection faster, $u^3$, balanced** | **1.05** | 1.02 | 1.02 | 0.031 | 0.040 | 0.093 |
+# | $w = 4 u^p$ | rate | updates | asked for 0 | 0.3 | 1 | 2 | 3 | 4 | rmse at $w = 0$ | 1 | 3 | 4 |
+# | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+# | $p = 1$, one rate for all weights, not balanced: the paper's rule | 0.0025 | 800 | 0.25 | 0.29 | 0.95 | 1.87 | 2.78 | 3.54 | 0.090 | 0.049 | 0.070 | 0.088 |
+# | $p = 1.2$ | 0.0025 | 800 | 0.05 | 0.29 | 0.93 | 1.84 | 2.65 | 3.27 | 0.051 | 0.039 | 0.081 | 0.097 |
+# | $p = 2$, the `laptop` recipe | 0.0025 | 800 | 0.03 | 0.27 | 0.89 | 1.82 | 2.59 | 3.13 | 0.044 | 0.038 | 0.087 | 0.107 |
+# | $p = 3$ | 0.001 | 800 | 0.02 | 0.27 | 0.88 | 1.71 | 2.41 | 2.73 | 0.030 | 0.037 | 0.094 | 0.109 |
+# | $p = 1.5$ | 0.0025 | 12,800 | 0.01 | 0.29 | 0.97 | 1.94 | 2.89 | 3.78 | 0.026 | 0.024 | 0.048 | 0.069 |
+# | **$p = 1.2$, the model that comes with the package** | 0.0025 | **25,600** | 0.01 | 0.30 | 0.98 | 1.95 | 2.92 | 3.84 | 0.028 | 0.024 | 0.045 | 0.062 |
 #
-# Each change helps $w = 0$, and only all of them together bring it close to the teacher. The ratios look as if nothing but
-# $w = 0$ had ever been in danger, but that is how ratios are: they divide by the teacher's distance (that of notebook 02 has 0.75
-# at $w = 0$ and 5.3 at $w = 3$), and a sample that is off *towards less guidance* even comes nearer to the data. The rmse says
-# that the largest error of the best recipe is at $w = 3$. We come back to that in section 6. (These are single runs. Two
-# that differ in a detail differ by some 0.05 in the first column: do not read anything into smaller differences.)
+# In a short run one has to choose. The paper's rule obeys where $w$ is large, and gives a quarter of guidance to those who asked for none. The more
+# often small $w$ are drawn, the better $w = 0$ is protected, and the less is delivered at $w = 4$. Neither end is the method's fault: with
+# thirty times the updates both come right, and every $w$ from 0.3 on is delivered within 5%. (The paper trains long enough not to meet this.)
+# A student that does not obey wants patience first, and a cleverer weighting after that.
 #
 # ## 5. Training
 
@@ -392,9 +391,7 @@ show(
 )
 
 # %% [markdown]
-# Much better than at the start, but no. At $w = 4$ a fifth of the squared error is left, and at $w = 1$ an eighth, which
-# now sits at middle times ($t$ about 0.5) rather than at high noise. **In which direction is the student off?** The $w$ that it
-# delivers, once more:
+# Much better than at the start, but not to the last bit. **In which direction is the student off?** The $w$ that it delivers, once more:
 
 # %%
 asked = [0.0, 1.0, 2.0, 3.0, 4.0]
@@ -403,7 +400,8 @@ for w, delivered in told.items():
     print(f"asked for w = {w:g}, it delivers {delivered:.2f}")
 
 # %% [markdown]
-# At the `laptop` profile it obeys its dial, and gives too little: less than 2.5 instead of 3, and less than 3 instead of 4. **And did the faster
+# It obeys its dial. What is left of the error is hardly a matter of too little guidance. (A student of the `laptop` profile, trained here with
+# `retrain = True`, gives too little from 2 on: see the table above.) **And did the faster
 # projection make sense?** The columns of the new layer belong to the features of $w$. How large did each become?
 
 # %%
