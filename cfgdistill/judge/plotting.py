@@ -130,3 +130,15 @@ def quality_against_nfe(rows: Sequence[dict], value: str = "frechet_distance") -
     axes[0][0].set_ylabel(value.replace("_", " ").capitalize())
     axes[0][0].legend(frameon=False)
     return fig
+
+
+def asked_against_delivered(given: dict[str, dict[float, float]]) -> Figure:
+    """{model: {w asked for: w delivered}}: a line per model, and the diagonal."""
+    fig, axis = figure(width=4.6, height=3.6)
+    most = max(w for line in given.values() for w in line)
+    axis.plot([0, most], [0, most], color="0.6", linestyle=":", label="what was asked for")
+    for (label, line), color, marker in zip(given.items(), COLORS, "osd^vP*", strict=False):
+        axis.plot(*zip(*sorted(line.items()), strict=True), marker=marker, color=color, label=label)
+    axis.set(xlabel="w asked for", ylabel="w delivered")
+    axis.legend(frameon=False)
+    return fig
