@@ -1,6 +1,6 @@
 """Every shipped model measured again: data/pretrained/results.json, and what is made from it.
 
-That is the README's tables, all numbers in data/pretrained/RESULTS.md, data/figures/NAME*.png.
+That is the README's table, all numbers in data/pretrained/RESULTS.md, data/figures/NAME*.png.
 
     python data/make_results.py [digits] [cifar10] [emoji]     (`make results`: all that is shipped)
 
@@ -49,7 +49,7 @@ class Plan:
 
     teacher: dict[int, tuple[int, ...]]  # its steps, the most first, in the table of n samples
     weights: tuple[float, ...]
-    values: dict[str, str]  # in the README's tables, with their formats
+    values: dict[str, str]  # in the first tables of RESULTS.md, with their formats
     ladder: tuple[int, int]  # samples and steps of the teacher's own, by which delivered_w is read
     captions: tuple[str, ...] = ()  # of the figure; else ten classes
     bf16: bool = False  # whether the networks compute in bfloat16
@@ -340,47 +340,46 @@ def _groups(rows: list[dict]) -> list[list[dict]]:
     return list(groups.values())
 
 
-def sections(results: dict) -> dict[str, str]:
-    """{data set: Markdown}: a table and its caption for every judge, and what training took."""
-    found: dict[str, dict[int, list[str]]] = {}
-    for rows in _groups(results["rows"]):
-        name, n = rows[0]["dataset"], rows[0]["n_samples"]
-        tables = found.setdefault(name, {}).setdefault(n, [])
-        tables += [table(rows, PLANS[name].values), caption(rows)]
-    spent = results["meta"]["training"]
-    made = {}
-    for name, by_n in found.items():
-        (_, shown), *folded = by_n.items()
-        parts = [*shown, cost(spent, name)]
-        if name in results["meta"].get("delivered", {}):
-            parts.append(asked_and_given(results["meta"]["delivered"][name]))
-        for n, tables in folded:
-            head = f"<details>\n<summary>The same with {n:,} samples</summary>"
-            parts += [head, *tables, "</details>"]
-        made[name] = "\n\n".join(parts)
-    return made
+def summary(results: dict) -> str:
+    """The README's table: CIFAR-10 by our own net, five models at two guidance weights."""
+    own = [row for row in _groups(results["rows"]) if row[0]["dataset"] == "cifar10"][-2]
+    shown = [("teacher", 256), ("teacher", 16), ("teacher", 4), ("student", 4), ("student", 1)]
+    rows = [
+        row
+        for model, steps in shown
+        for row in own
+        if (row["model"], row["steps"], row["sampler"]) == (model, steps, "ddim")
+        and row["w"] in (0.0, 1.0, 4.0)
+    ]
+    return f"{table(rows, PLANS['cifar10'].values)}\n\n{caption(rows)}"
 
 
 def everything(results: dict) -> str:
-    """All numbers as one Markdown page: a table per data set, judge and value."""
+    """All numbers as one Markdown page: for each data set, judge and number of samples a first
+    table, and one of every other value."""
     parts = ["# All numbers", "Made by `make results` from `results.json`."]
+    named = ""
     for rows in _groups(results["rows"]):
         name, n = rows[0]["dataset"], rows[0]["n_samples"]
-        parts += [f"## {name}, {n:,} samples judged by {rows[0]['feature_net']}", caption(rows)]
-        shown = [key for key in TITLES if key in rows[0]]
+        if name != named:
+            parts += [f"## {name}", cost(results["meta"]["training"], name)]
+            if name in results["meta"].get("delivered", {}):
+                parts.append(asked_and_given(results["meta"]["delivered"][name]))
+            named = name
+        parts += [f"### {name}, {n:,} samples judged by {rows[0]['feature_net']}"]
+        first = PLANS[name].values
+        parts += [table(rows, first), caption(rows)]
+        others = [key for key in TITLES if key in rows[0] and key not in first]
         forms = {"inception_score": ".2f", "kernel_distance": ".2g"}
-        parts += [table(rows, {key: forms.get(key, ".4f")}) for key in shown]
+        parts += [table(rows, {key: forms.get(key, ".4f")}) for key in others]
     return "\n\n".join(parts) + "\n"
 
 
-def with_tables(readme: str, results: dict) -> str:
-    """The README with what stands between <!-- results NAME --> and <!-- end --> made anew."""
-    for name, text in sections(results).items():
-        head, begin, rest = readme.partition(f"<!-- results {name} -->\n")
-        _, end, tail = rest.partition("<!-- end -->")
-        if begin and end:
-            readme = f"{head}{begin}{text}\n{end}{tail}"
-    return readme
+def with_table(readme: str, results: dict) -> str:
+    """The README with what stands between <!-- results --> and <!-- end --> made anew."""
+    head, begin, rest = readme.partition("<!-- results -->\n")
+    _, end, tail = rest.partition("<!-- end -->")
+    return f"{head}{begin}{summary(results)}\n{end}{tail}" if begin and end else readme
 
 
 def main(chosen: list[str]) -> None:
@@ -405,7 +404,7 @@ def main(chosen: list[str]) -> None:
     results = {"meta": provenance(training=training, delivered=given), "rows": rows}
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     write_text(RESULTS.with_suffix(".md").with_stem("RESULTS"), everything(results))
-    write_text(README, with_tables(README.read_text(), results))
+    write_text(README, with_table(README.read_text(), results))
 
 
 if __name__ == "__main__":

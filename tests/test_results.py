@@ -59,46 +59,56 @@ def test_the_cost_of_distillation_is_that_of_both_stages_for_one_sampler():
 
 def test_what_stage_one_gives_for_each_w_stands_below_its_table_as_it_was_measured():
     given = {"n": 2048, "times": [0.1, 1.0], "seed": 0, "delivered_w": {"0": 0.014, "3": 2.9}}
-    made = MADE.sections(RESULTS | {"meta": {"training": TRAINING, "delivered": {"digits": given}}})
+    made = MADE.everything(
+        RESULTS | {"meta": {"training": TRAINING, "delivered": {"digits": given}}}
+    )
     said = "Asked for w = 0, 3, the network of stage one gives 0.01, 2.90 (`delivered_w`: 2,048 "
-    assert said + "training examples, t in [0.1, 1], seed 0)" in made["digits"]
-    assert "Asked for" not in MADE.sections(RESULTS)["digits"]
+    assert said + "training examples, t in [0.1, 1], seed 0)" in made
+    assert "Asked for" not in MADE.everything(RESULTS)
 
 
 def test_the_page_of_all_numbers_has_a_table_for_every_value_that_was_measured():
-    page = MADE.everything(RESULTS)
-    assert page.count("| model | steps |") == 2 and "recall" not in page
-    assert "| 0.2540 | 2.0000 |" in page and "| 0.5000 | 0.5000 |" in page
+    measured = [row | {"recall": 0.25} for row in ROWS]
+    page = MADE.everything(RESULTS | {"rows": measured})
+    assert page.count("| model | steps |") == 2 and "precision" not in page
+    assert MADE.table(ROWS, FORMS) in page and "| 0.2500 | 0.2500 |" in page
+    assert MADE.cost(TRAINING, "digits") in page and MADE.caption(ROWS) in page
 
 
 def test_rows_of_different_numbers_of_samples_or_judges_are_in_tables_of_their_own():
     other = [row("teacher", 256, 512, 0.0, 1.0, n_samples=3000)]
     third = [row("teacher", 256, 512, 0.0, 2.0, feature_net="another")]
-    made = MADE.sections(RESULTS | {"rows": [*other, *ROWS, *third]})["digits"]
+    page = MADE.everything(RESULTS | {"rows": [*other, *ROWS, *third]})
     tables = [MADE.table(rows, FORMS) for rows in (other, ROWS, third)]
-    assert all(one in made for one in tables) and made.count("| model |") == 3
-    shown, folded = made.split("<details>\n<summary>The same with 9 samples</summary>\n\n")
-    assert "3,000 samples, reference" in shown and shown.endswith("1.1 times the teacher's.\n\n")
-    assert folded.count(" 9 samples, reference") == 2 and folded.endswith("\n\n</details>")
+    assert all(one in page for one in tables) and page.count("| model |") == 3
+    assert page.count("## digits\n") == 1 and "### digits, 3,000 samples judged by net" in page
 
 
-def test_only_what_stands_between_the_marks_is_made_anew():
-    readme = "a\n<!-- results digits -->\nold\n<!-- end -->\nb <!-- results emoji -->\nkept"
-    made = MADE.with_tables(readme, RESULTS)
-    head, _, rest = made.partition("<!-- results digits -->\n")
-    text, _, tail = rest.partition("\n<!-- end -->")
-    assert head == "a\n" and tail == "\nb <!-- results emoji -->\nkept"
-    parts = (MADE.table(ROWS, FORMS), MADE.caption(ROWS), MADE.cost(TRAINING, "digits"))
-    assert text == "\n\n".join(parts)
-    assert MADE.with_tables(made, RESULTS) == made
+SHOWN = [
+    row("teacher", 256, 512, 0.0, 1.0, dataset="cifar10"),
+    row("teacher", 8, 16, 0.0, 2.0, dataset="cifar10"),
+    row("student", 4, 4, 0.0, 3.0, dataset="cifar10"),
+    row("student", 4, 4, 0.3, 4.0, dataset="cifar10"),
+    row("student", 4, 4, 0.0, 5.0, dataset="cifar10", sampler="stochastic"),
+]
+OTHERS = [{**r, "feature_net": "another", "frechet_distance": 9.0} for r in SHOWN]
+
+
+def test_the_readme_has_one_table_between_its_marks_made_anew():
+    results = RESULTS | {"rows": [*ROWS, *SHOWN, *OTHERS]}
+    readme = "a\n<!-- results -->\nold\n<!-- end -->\nb"
+    made = MADE.with_table(readme, results)
+    known = MADE.table([SHOWN[0], SHOWN[2]], FORMS)
+    assert made == f"a\n<!-- results -->\n{known}\n\n{MADE.caption(SHOWN)}\n<!-- end -->\nb"
+    assert MADE.with_table(made, results) == made
 
 
 @pytest.mark.skipif(not MADE.RESULTS.exists(), reason="no results.json yet")
-def test_the_readme_shows_the_numbers_of_results_json():
+def test_the_readme_and_the_page_of_all_numbers_show_those_of_results_json():
     readme, results = MADE.README.read_text(), json.loads(MADE.RESULTS.read_text())
-    for name in MADE.sections(results):
-        assert f"<!-- results {name} -->" in readme
-    assert MADE.with_tables(readme, results) == readme
+    assert "<!-- results -->" in readme and MADE.with_table(readme, results) == readme
+    page = MADE.RESULTS.with_suffix(".md").with_stem("RESULTS").read_text()
+    assert page == MADE.everything(results)
 
 
 def test_several_judges_of_the_same_samples_say_what_each_says_alone():

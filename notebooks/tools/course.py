@@ -337,6 +337,7 @@ VALUES = {  # what the table shows of a row, where the row has it
     "class_accuracy": ".1%",
     "retrieval_score": ".1%",
     "distance_to_teacher": ".3f",
+    "delivered_w": ".2f",
 }
 
 
