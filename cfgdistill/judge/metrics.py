@@ -453,8 +453,8 @@ def tabulate(rows: list[dict], values: dict[str, str]) -> list[list[str]]:
     weights = sorted({row["w"] for row in rows})
     text = []
     for first, own in lines.items():
-        cells = [(own.get(w), key, form) for key, form in values.items() for w in weights]
-        numbers = [format(row[key], form) if row else "-" for row, key, form in cells]
+        cells = [(own.get(w, {}), key, form) for key, form in values.items() for w in weights]
+        numbers = [format(row[key], form) if key in row else "-" for row, key, form in cells]
         ms = min(row["ms_per_image"] for row in own.values())
         text.append([*map(str, first), *numbers, f"{ms:.2f}"])
     return text
