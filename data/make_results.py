@@ -31,14 +31,15 @@ from cfgdistill import (
     tabulate,
     use_pretrained,
 )
-from cfgdistill.course import pretrained, stages
+from cfgdistill.course import stages
 from cfgdistill.judge.delivered import TIMES
 from cfgdistill.judge.plotting import quality_against_nfe, sample_grid
 from cfgdistill.teachers.shipped import names
 from cfgdistill.training.checkpoints import provenance, write_text
 
 ROOT = Path(__file__).resolve().parent
-RESULTS, README = ROOT / "pretrained" / "results.json", ROOT.parent / "README.md"
+HOME, README = ROOT / "pretrained", ROOT.parent / "README.md"
+RESULTS = HOME / "results.json"
 FIGURES = ROOT / "figures"
 STUDENTS = (8, 4, 2, 1)
 
@@ -104,6 +105,9 @@ def measure(name: str, out: Path) -> list[dict]:
             truth = stages.teachers_own(teacher, data, counted, out, **how)
         models = [*(("teacher", teacher, ddim, k) for k in steps), *students]
         for model, denoiser, sampler, k in models:
+            # Samplers that add noise leave the path that starts in the same noise, and with as many
+            # steps as the ladder has the teacher delivers what it is asked for.
+            whole = model == "teacher" and k >= most
             found = stages.evaluate_rows(
                 denoiser,
                 judges,
@@ -115,8 +119,7 @@ def measure(name: str, out: Path) -> list[dict]:
                 weights=plan.weights,
                 sampler=sampler,
                 truth=truth,
-                # With as many steps the teacher delivers what it is asked for, by definition.
-                ladder=None if model == "teacher" and k >= most else ladder,
+                ladder=ladder if sampler is ddim and not whole else None,
             )
             about = {"dataset": name, "n_samples": n, "seed": recipe.seed}
             rows += [{**about, **row} for both in found for row in judges.apart(both)]
@@ -328,7 +331,7 @@ def asked_and_given(given: dict) -> str:
         f"{', '.join(f'{v:.2f}' for v in given['delivered_w'].values())} (`delivered_w`: "
         f"{given['n']:,} training examples, t in [{low:g}, {high:g}], seed {given['seed']}). The "
         "column *delivered w* is read from samples: the w at which the teacher's own, from the "
-        "same noise, are nearest to the model's."
+        "same noise, are nearest to the model's; not for samplers that add noise on their way."
     )
 
 
@@ -383,6 +386,17 @@ def with_table(readme: str, results: dict) -> str:
     return f"{head}{begin}{summary(results)}\n{end}{tail}" if begin and end else readme
 
 
+def training_of(shipped: list[str]) -> dict[str, dict]:
+    """{"digits/stage-one": its updates, minutes and cores} of all that was trained for a model."""
+    return {
+        f"{name}/{stage}": spent
+        for name in shipped
+        for stage, spent in json.loads(
+            (RESULTS.parent / name / "training.json").read_text()
+        ).items()
+    }
+
+
 def main(chosen: list[str]) -> None:
     shipped = list(dict.fromkeys(name.split("/")[0] for name in names()))
     if wrong := [name for name in chosen if name not in shipped]:
@@ -394,13 +408,7 @@ def main(chosen: list[str]) -> None:
     for name in chosen:
         rows += measure(name, out)
         given[name] = delivered(name, out)
-    training = {
-        f"{name}/{stage}": spent
-        for name in shipped
-        for stage, spent in json.loads(
-            (pretrained.ROOT / name / "training.json").read_text()
-        ).items()
-    }
+    training = training_of(shipped)
     given = {name: given[name] for name in shipped if name in given}
     results = {"meta": provenance(training=training, delivered=given), "rows": rows}
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")

@@ -103,6 +103,12 @@ def test_the_readme_has_one_table_between_its_marks_made_anew():
     assert MADE.with_table(made, results) == made
 
 
+def test_what_training_took_is_read_for_every_shipped_model():
+    spent = MADE.training_of(["digits", "cifar10", "emoji"])
+    kept = json.loads(MADE.RESULTS.read_text())["meta"]["training"]
+    assert spent == kept and set(MADE.names()) <= spent.keys()
+
+
 @pytest.mark.skipif(not MADE.RESULTS.exists(), reason="no results.json yet")
 def test_the_readme_and_the_page_of_all_numbers_show_those_of_results_json():
     readme, results = MADE.README.read_text(), json.loads(MADE.RESULTS.read_text())
