@@ -522,7 +522,7 @@ axis.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)", ylabel=
 axis.set_xticks([2**k for k in range(8)], [2**k for k in range(8)], minor=False)
 axis.minorticks_off()
 axis.legend(frameon=False)
-alt = "Error against network evaluations, both axes logarithmic. The teacher's error falls along a straight line from 4 to 128 evaluations; at the laptop profile the students' is low and nearly flat down to 1, and stage one, a hollow square at 64, lies almost on the teacher's line."
+alt = "Error against network evaluations, both axes logarithmic. The teacher's error falls along a straight line from 8 to 128 evaluations; at the laptop profile the students' is low and nearly flat down to 1, and stage one, a hollow square at 64, lies almost on the teacher's line."
 show(fig, alt=alt)
 
 # %% [markdown]
