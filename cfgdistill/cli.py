@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt as stop:
         if _rank() == 0:
-            print(stop or "Stopped. The same command again uses what is saved.", file=sys.stderr)
+            words = str(stop) or "Stopped. The same command again uses what is saved."
+            print(words, file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read has enough
         raise

@@ -488,6 +488,15 @@ def test_where_memory_ends_the_sentence_names_what_was_asked(run, monkeypatch, e
     assert said.count("\n") == 1
 
 
+def test_ctrl_c_where_nothing_more_is_known_is_told_in_one_sentence(run, monkeypatch):
+    def pressed(*given):
+        raise KeyboardInterrupt  # as Python's own handler does
+
+    monkeypatch.setattr("cfgdistill.course.stages.train_teacher", pressed)
+    known = "Stopped. The same command again uses what is saved.\n"
+    assert run("train", *SETTINGS) == (130, None, known)
+
+
 def test_a_disk_that_fills_up_costs_neither_the_old_picture_nor_the_new_table(
     run, monkeypatch, tmp_path
 ):
