@@ -152,7 +152,7 @@ def square(image, size: int) -> Tensor:
 
     if image is None:
         raise ValueError("there is none")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would know no more how many bits it has
     if image.mode[0] in "IF":
         image = _grey(image)
     if image.mode != "RGB" or "transparency" in image.info:
