@@ -1,7 +1,6 @@
 """load and sample: everything that sampling needs travels with a model."""
 
 import importlib
-import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -206,16 +205,7 @@ def test_conditions_may_be_a_tree_and_only_who_asks_is_told_where_a_step_ends():
     assert not wave.takes_s and cd.last(cd.ddim(wave, z, 2)).shape == z.shape
 
 
-# ---- what the README and the package's metadata promise -------------------------------------
-
-
-def test_the_readme_s_first_lines_of_python_do_what_they_say(no_data):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code, known = re.search(r"## Try it\n+```python\n(.*?)```", readme, re.S)[1], {}
-    exec(code, known)
-    images = known["images"]
-    assert list(images.shape) == [4, 1, 8, 8] and images.min() >= -1 and images.max() <= 1
-    assert known["student"].nfe == 4
+# ---- what the package's metadata promise ----------------------------------------------------
 
 
 def test_the_public_face_is_what_the_contract_names_and_is_typed():
