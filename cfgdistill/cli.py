@@ -123,10 +123,12 @@ def _meet() -> None:
 
 def _sentence(error: Exception) -> str:
     """What went wrong and what to do, on one line; the system's own errors only name a file."""
+    said = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename or 'What was to be read or written':.200}"
-        return f"{place} cannot be used ({error.strerror}): choose another place."
-    return " ".join(str(error).split())
+        said = f"{place} cannot be used ({error.strerror}): choose another place."
+    # Names of files may hold bytes that are no text, and cannot be printed everywhere.
+    return said.encode(errors="backslashreplace").decode()
 
 
 def parser() -> argparse.ArgumentParser:

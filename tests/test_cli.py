@@ -401,7 +401,7 @@ def test_the_published_fid_without_torch_fidelity_is_refused_before_any_sampling
     labels = torch.arange(50_000) % 10
     fake = data.Data("cifar10", "train", grey, labels, tuple("0123456789"), 255)
     object.__setattr__(fake, "hash", "grey")
-    monkeypatch.setattr("cfgdistill.course.stages.load_data", lambda *arguments: fake)
+    monkeypatch.setattr("cfgdistill.course.stages.load_data", lambda *given, **how: fake)
     tiny = "--set channels=(8,8) --set batch=2 --set teacher=1 --set images=None"
     assert run("train --dataset cifar10 --profile smoke --out", tmp_path, tiny)[0] == 0
     monkeypatch.setattr(torch.nn.Conv2d, "forward", None)
@@ -428,7 +428,7 @@ def test_data_of_the_same_name_that_are_not_the_models_own_are_refused(
     run, monkeypatch, verb, model
 ):
     other = data.load_data("digits", "test", 40)
-    monkeypatch.setattr("cfgdistill.course.stages.load_data", lambda *arguments: other)
+    monkeypatch.setattr("cfgdistill.course.stages.load_data", lambda *given, **how: other)
     code, _, said = run(verb, MODELS[model])
     assert code == 1 and "was trained on other data than the digits that are found now" in said
 
@@ -659,8 +659,12 @@ def light(monkeypatch, broken):
     monkeypatch.setattr("cfgdistill.judge.metrics.samples", samples)
 
 
+class Unreachable(OSError):
+    """Its name is no word that a sentence must not hold."""
+
+
 def load_nothing():
-    raise OSError("There are no such data here.")
+    raise Unreachable("There are no such data here.")
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -5,7 +5,8 @@ its `config` (JSON) what builds it again. So a network of your own can be loaded
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -93,15 +94,23 @@ def _from_folder(folder: Path) -> Denoiser:
     for key, fits in KINDS.items():
         if not fits(model.get(key)):
             raise ValueError(_no_card(folder, f"{key} is {model.get(key)!r:.60}"))
-    try:
+    with _in_words(folder):
         denoiser = _build(model, card.get("recipe", {}).get("precision", "full"))
+    load_weights(denoiser, folder)
+    with _in_words(folder):
+        denoiser.meaning = _meaning(denoiser, folder, card)
+    return denoiser
+
+
+@contextmanager
+def _in_words(folder: Path) -> Iterator[None]:
+    """Whatever diffusers, transformers or we ourselves make of a card that makes no sense."""
+    try:
+        yield
     except (ValueError, OSError):
         raise
-    except Exception as error:  # whatever diffusers or transformers make of such a description
+    except Exception as error:
         raise ValueError(_no_card(folder, " ".join(f"{error!s:.80}".split()))) from error
-    load_weights(denoiser, folder)
-    denoiser.meaning = _meaning(denoiser, folder, card)
-    return denoiser
 
 
 # What the card says of a denoiser, where it says it.
