@@ -1,6 +1,7 @@
 """load and sample: everything that sampling needs travels with a model."""
 
 import importlib
+import json
 import shutil
 import tomllib
 from pathlib import Path
@@ -116,6 +117,15 @@ def test_a_name_that_is_both_and_a_device_that_is_not_there(tmp_path, monkeypatc
     ):
         cd.load(STUDENT)
     assert cd.load(f"./{STUDENT}", device="cpu").steps == 4
+
+
+@pytest.mark.parametrize("entry", [{"class_names": 3}, {"class_names": [[]]}, {"decoder": 1}])
+def test_a_meaning_that_is_none_is_told(entry, tmp_path):
+    card = shipped.shipped_card(STUDENT) | {"meaning": entry}
+    shipped.copy_pretrained(STUDENT, tmp_path / "model")
+    (tmp_path / "model" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=f"describes no network .*{next(iter(entry))} is"):
+        cd.load(tmp_path / "model")
 
 
 def test_a_text_student_takes_its_decoder_and_its_words_along(tmp_path):

@@ -557,7 +557,7 @@ def test_the_command_line_paints_a_few_images_at_once_where_the_model_is(paint, 
 def test_the_command_line_paints_in_half_precision_where_that_is_a_gain(paint, monkeypatch):
     exact, seen = paint()
     half = torch.bfloat16
-    for module in ("stable_diffusion", "unet"):
+    for module in ("stable_diffusion", "files"):
         monkeypatch.setattr(f"cfgdistill.teachers.{module}.frozen_dtype", lambda precision: half)
     coarse, seen = paint()
     assert seen == {"forward": [(5, "cpu", half)], "decode": [(5, "cpu", half)]}

@@ -94,6 +94,9 @@ def _from_folder(folder: Path) -> Denoiser:
     for key, fits in KINDS.items():
         if not fits(model.get(key)):
             raise ValueError(_no_card(folder, f"{key} is {model.get(key)!r:.60}"))
+    for key, fits in MEANING.items():
+        if key in card.get("meaning", {}) and not fits(card["meaning"][key]):
+            raise ValueError(_no_card(folder, f"{key} is {card['meaning'][key]!r:.60}"))
     with _in_words(folder):
         denoiser = _build(model, card.get("recipe", {}).get("precision", "full"))
     load_weights(denoiser, folder)
@@ -119,6 +122,14 @@ KINDS = {
     "sampler": lambda v: v in (None, "ddim", "stochastic", "ddim_encode"),
     "w_range": lambda v: v is None or _is_range(v) or _are_ranges(v),
     "num_classes": lambda v: v is None or type(v) is int and v > 0,
+}
+
+
+# What it says of what its numbers mean, likewise.
+MEANING = {
+    "class_names": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+    "decoder": lambda v: isinstance(v, str),
+    "pipeline": lambda v: isinstance(v, str),
 }
 
 
@@ -204,7 +215,7 @@ def _meaning(denoiser: Denoiser, folder: Path, card: dict):
     """What travels with a model; None where it is not known."""
     entry, recipe = card.get("meaning", {}), card.get("recipe", {})
     if denoiser.num_classes is not None:
-        known = entry.get("class_names", CLASS_NAMES.get(recipe.get("dataset"), ()))
+        known = entry.get("class_names", CLASS_NAMES.get(str(recipe.get("dataset")), ()))
         return Classes(denoiser.num_classes, tuple(known))
     if "decoder" in entry:
         return Prompts.kept(folder, entry, denoiser.net.text)
