@@ -415,7 +415,7 @@ show(
 )
 
 # %% [markdown]
-# With 8 steps the first noise decides little: 4% at $w = 0$, 12% at $w = 3$. With 2 steps noise is added only once, half-way up, and the first noise decides half: 50% and 56%.
+# With 8 steps the first noise decides little: 4% at $w = 0$, 10% at $w = 3$. With 2 steps noise is added only once, half-way up, and the first noise decides half: 50% and 55%.
 # Guidance makes all samples of a class more alike, and increases the share that the first noise decides.
 #
 # ## 5. Numbers
@@ -507,25 +507,25 @@ for w in (0.0, 3.0):
         print(f"w = {w:g}, {n} steps:", ", ".join(text))
 
 # %% [markdown]
-# **With guidance** noise helps: at $w = 3$ the stochastic students of 8 and 4 steps have a lower Frechet distance than the deterministic ones (4.1 and 4.4 against 4.9) and a higher
-# recall (0.38 and 0.37 against 0.31 and 0.32), by 2.6 to 6.9 standard errors; with 2 steps it is 1.5, which proves nothing. Guidance drives samples together, and noise spreads them again. But are those the better *students*? Look at their
-# teacher: with this sampler and 128 evaluations it has 3.9 and 0.41 itself, and with DDIM 5.2 and 0.32. So both kinds do what their own teacher does. What differs
-# is the sampler, not the quality of the distillation.
+# **With guidance** noise helps: at $w = 3$ the stochastic students of 8, 4 and 2 steps have a lower Frechet distance than the deterministic ones (4.0, 4.2 and 4.5 against 5.0, 5.0 and 5.1) and a higher
+# recall (0.39, 0.38 and 0.36 against 0.33, 0.32 and 0.32), by 2.9 to 7.1 standard errors. Guidance drives samples together, and noise spreads them again. But are those the better *students*? Look at their
+# teacher: with this sampler and 128 evaluations it has 3.9 and 0.41 itself, and with DDIM 5.2 and 0.32. So both kinds do what their own teacher does,
+# though the stochastic ones lose a little with every halving. What sets the two kinds apart is the sampler, not the quality of the distillation.
 #
 # What the distillation is worth can be seen at 32 evaluations. There the teacher's noisy samplers are worse than its DDIM at $w = 0$ and 1 (1.9 and 1.8 against 0.9, then 3.8 and 4.0
 # against 3.7) and better only at $w = 3$, because they need many steps. The students with 8 evaluations are past that.
 #
-# A single stochastic step is the exception: 5.6 at $w = 3$. It adds no noise at all. And because the halving from 2 steps to 1 is a copy, its network had no halving
+# A single stochastic step is the exception: 5.4 at $w = 3$. It adds no noise at all. And because the halving from 2 steps to 1 is a copy, its network had no halving
 # of its own: it is the one of 2 steps, which had to learn $t = 1$ and $t = \tfrac12$ in the same updates.
 #
-# **Without guidance**, at $w = 0$, there is a price. With 8 and 4 steps the two Frechet distances do not differ by more than the seeds do (1.5 and 1.6 standard errors);
-# with 2 the deterministic students are better (2.6). And at every number of steps the stochastic ones have **less recall and more precision**, by several standard
+# **Without guidance**, at $w = 0$, there is a price. The deterministic students have the lower Frechet distance at 8, 4 and 2 steps, but by 1.6 to 1.8 standard errors, which proves
+# nothing. And at every number of steps the stochastic ones have **less recall and more precision**, by 2.9 to 7.5 standard
 # errors. So at $w = 0$ the stochastic students do not beat the deterministic ones. Why not?
 #
 # Because they do what they were taught. The many-step teacher, asked to sample with noise, makes the same exchange, at nearly equal Frechet distance:
 # precision 0.90 instead of 0.85, recall 0.89 instead of 0.94, with 128 evaluations. Each time noise is added the network is asked again what the image should be, and
 # each time it answers with something a little more typical: the mean of what is possible. The Gaussian above loses variance in just this way. It matters most when the
-# steps are long (the teacher at 32 evaluations, recall 0.80), and the students have inherited the short steps of the start of their chain, nothing more.
+# steps are long (the teacher at 32 evaluations, recall 0.81), and the students have inherited the short steps of the start of their chain, nothing more.
 # Which sampler to prefer depends on what is wanted: with guidance, or for precision, the stochastic one; for diversity without guidance DDIM.
 #
 # ## Exercises
