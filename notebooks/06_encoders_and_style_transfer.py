@@ -449,8 +449,8 @@ chance = [
 print(f"of another image {'':25s} {chance[0]:14.2f} {chance[1]:12.2f}")
 
 # %% [markdown]
-# The class changes in at least 98 % of the cases, and the amount of ink goes along with the image: a correlation of 0.8 to 0.9 where chance gives 0.
-# The slant does so only in part, 0.24 to 0.39. As in the plane, a part of what the label leaves open is kept, not all of it. (One reason may be that
+# The class changes in 98 % of the cases or more, and the amount of ink goes along with the image: a correlation of 0.8 to 0.9 where chance gives 0.
+# The slant does so only in part, 0.24 to 0.40. As in the plane, a part of what the label leaves open is kept, not all of it. (One reason may be that
 # a slanted 0 and a slanted 7 have their ink in different pixels, while a bold digit of any class has more of it everywhere.) Guidance makes the class
 # a little surer (from 98 % to 100 %) and keeps a little less of the hand: the more typical a digit of its class, the less room there is for anything
 # else. And students with one step up and one down change and keep about as much as the teacher does with 128 evaluations.
