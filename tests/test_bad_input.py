@@ -45,7 +45,7 @@ def refused(match, kind=ValueError):
         ("cifar", "smoke", r"no data set 'cifar': did you mean 'cifar10'\?"),
         ("toy", "smoke", "no data set 'toy'. The data sets are digits, cifar10"),
         ("digits", "labtop", r"no profile 'labtop': did you mean 'laptop' or 'colab'\?"),
-        ("digits", "xyz", "no profile 'xyz'. The profiles are smoke, laptop, colab, paper"),
+        ("digits", "xyz", "no profile 'xyz'. The profiles are smoke, laptop, shipped, colab"),
     ],
 )
 def test_an_unknown_recipe_names_the_near_ones(dataset, profile, sentence):

@@ -9,7 +9,7 @@ def one_of(kind: str, name: object, names: Iterable[str]) -> str:
     names = list(names)
     if name in names:
         return name
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     hint = f": did you mean {' or '.join(map(repr, near))}?" if near else "."
     said = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:60]}..."
     raise ValueError(f"There is no {kind} {said}{hint} The {kind}s are {', '.join(names)}.")
