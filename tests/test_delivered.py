@@ -83,10 +83,11 @@ def test_samples_of_the_teacher_itself_are_found_at_their_own_w():
         delivered_by_samples(between, {1.0: grid[1.0]})
 
 
-def test_the_shipped_digits_student_delivers_less_than_asked_and_says_how_much(tmp_path):
-    # Measured independently in a review of the package: 0.02, 0.88 and 2.72 for 0, 1 and 4.
+def test_the_shipped_digits_student_obeys_its_dial(tmp_path):
+    """Within 5 % of what it is asked for; and asked for none, it gives none."""
     digits = load_data("digits")
     teacher = GuidedDenoiser(load(copy_pretrained("digits/teacher", tmp_path / "a")), digits.null)
     student = load(copy_pretrained("digits/stage-one", tmp_path / "b"))
-    for w, known in ((0.0, 0.02), (1.0, 0.88), (4.0, 2.72)):
-        assert delivered_w(student, teacher, digits, w, n=400) == pytest.approx(known, abs=0.08)
+    for w in (0.0, 0.3, 1.0, 2.0, 3.0, 4.0):
+        given = delivered_w(student, teacher, digits, w, n=1000)
+        assert given == pytest.approx(w, abs=0.03 if w == 0 else 0.05 * w)
