@@ -322,7 +322,7 @@ def test_no_folder_an_empty_one_one_class_one_image_and_too_deep(tmp_path):
 
 def test_a_size_that_is_none_and_a_cache_that_is_no_folder(tmp_path, monkeypatch):
     photos(tmp_path)
-    for size in (0, 8.0, 10**5):
+    for size in (0, -8, 10**5):
         refused(tmp_path, "is a whole number from 1 to 4,096", size)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CFGDISTILL_CACHE", str(tmp_path / "file"))
