@@ -178,7 +178,7 @@ def test_rows_say_how_much_guidance_was_delivered(out, monkeypatch):
     assert [row["delivered_w"] for row in rows] == [0.0, 0.5, 3.0, 4.0]
     half = GuidedDenoiser(teacher.denoiser, DATA.null).eval()
     half.forward = lambda z, t, cond, w: GuidedDenoiser.forward(half, z, t, cond, w / 2)
-    half.describe = lambda: "asks for half"
+    half.describe = lambda: {"asks": "for half"}
     rows = stages.evaluate_rows(half, model="student", weights=[0.0, 1.0, 4.0], **given)
     assert [row["delivered_w"] for row in rows] == [0.0, 0.5, 2.0]
     monkeypatch.setattr(stages, "delivered_by_samples", None)  # found again
