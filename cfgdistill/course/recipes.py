@@ -183,10 +183,7 @@ KINDS = {
         lambda v: type(v) is int and 0 < v <= 4096 and v % 32 == 0,
     ),
     **dict.fromkeys(("autoencoder", "data_free", "lora"), _whole(0)),
-    "attention": (
-        "sides of the U-Net's resolutions, such as (16, 8), or ()",
-        lambda v: type(v) is tuple and all(type(n) is int and 0 < n <= 4096 for n in v),
-    ),
+    "attention": _sides("sides of the U-Net's resolutions, such as (16, 8), or ()", 1, least=0),
     **dict.fromkeys(("ema", "drop", "dropout", "open_captions"), _number(0, 1)),
     int: _whole(1),
     int | None: _or_none(_whole(1)),

@@ -23,7 +23,15 @@ from typing import NamedTuple
 import torch
 
 from cfgdistill.data.base import Data
-from cfgdistill.data.tables import column, hub_splits, last_line, parts_of, splits_of, square
+from cfgdistill.data.tables import (
+    column,
+    hub_splits,
+    last_line,
+    parts_of,
+    split_words,
+    splits_of,
+    square,
+)
 from cfgdistill.training.checkpoints import alone, write_text
 from cfgdistill.training.environment import flag
 
@@ -171,10 +179,7 @@ def _class_folders(top: Path) -> _Rows:
 
 def _split_folder(folder: Path, split: str) -> Path:
     """The folder of this split, where all folders in it are called as splits are."""
-    from datasets.data_files import SPLIT_KEYWORDS
-
-    words = {word: str(of) for of, own in SPLIT_KEYWORDS.items() for word in own}
-    inside = _inside(folder)[0]
+    words, inside = split_words(), _inside(folder)[0]
     splits = {words.get(one.name.lower()): one for one in inside}
     if splits and None not in splits:
         if len(splits) < len(inside):

@@ -28,15 +28,20 @@ def read(files: Sequence[Path], what: str):
         ) from error
 
 
+def split_words() -> dict[str, str]:
+    """{word by which `datasets` knows a split: the split}, such as "validation" for "dev"."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    return {word: str(split) for split, own in SPLIT_KEYWORDS.items() for word in own}
+
+
 def splits_of(folder: Path) -> dict[str, list[Path]]:
     """The parquet files of each split, whose word stands in the name of a file or of a folder.
 
     By the rules of `datasets` (whole words, hidden folders ignored), in any case; and stricter:
     files that match where others do not, or that belong to several sets, are refused.
     """
-    from datasets.data_files import SPLIT_KEYWORDS
-
-    words = {word: str(split) for split, own in SPLIT_KEYWORDS.items() for word in own}
+    words = split_words()
     splits: dict[str, list[Path]] = {}
     sets = set()  # folders above those that name a split
     for file in sorted(folder.rglob("*.parquet")):
