@@ -127,6 +127,15 @@ class _ThereAndBack(nn.Module):
         return back, divergence.flatten(1).mean(1) / 2
 
 
+def open_vae(config: dict, weights: dict[str, Tensor]):
+    """diffusers' autoencoder of this configuration, with weights under vae.*, for use."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_config(config)
+    vae.load_state_dict({key.removeprefix("vae."): value for key, value in weights.items()})
+    return vae.eval()
+
+
 def autoencoder_loss(model, x: Example, cond: Tensor | None, draw) -> PerExample:
     """Absolute and squared error of the reconstruction, and a little of the KL divergence.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cfgdistill.core.names import one_of
 from cfgdistill.core.schedules import Example
-from cfgdistill.data.autoencoder import VAEEncoder, decode_in_parts
+from cfgdistill.data.autoencoder import VAEEncoder, decode_in_parts, open_vae
 from cfgdistill.data.text import TextEncoder, as_tokenizer, described
 from cfgdistill.training.checkpoints import read_tensors, sha256, write_tensors
 
@@ -98,8 +98,6 @@ class Prompts:
     @classmethod
     def kept(cls, folder: Path, entry: dict, model) -> "Prompts":
         """What `keep` left in a folder, with the text model that its network has."""
-        from diffusers import AutoencoderKL
-
         file = folder / DECODER
         if not file.exists() or sha256(file) != entry["decoder"]:
             raise ValueError(
@@ -108,7 +106,6 @@ class Prompts:
             )
         tensors, state = read_tensors(file)
         shift = tensors.pop("shift")
-        vae = AutoencoderKL.from_config(state["vae"])
-        vae.load_state_dict({key.removeprefix("vae."): value for key, value in tensors.items()})
+        encoder = VAEEncoder(open_vae(state["vae"], tensors), shift, state["scale"])
         text = TextEncoder(as_tokenizer(state["tokenizer"]), model)
-        return cls(text, VAEEncoder(vae.eval(), shift, state["scale"]))
+        return cls(text, encoder)

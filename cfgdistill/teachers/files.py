@@ -18,7 +18,7 @@ from torch import Tensor
 from cfgdistill.core.denoiser import Denoiser, ranges
 from cfgdistill.core.names import one_of
 from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, Schedule
-from cfgdistill.data.autoencoder import VAEEncoder
+from cfgdistill.data.autoencoder import VAEEncoder, open_vae
 from cfgdistill.data.hub import nothing_fetched
 from cfgdistill.data.meaning import Classes, Prompts
 from cfgdistill.data.named import CIFAR10_CLASSES
@@ -228,7 +228,6 @@ def _meaning(denoiser: Denoiser, folder: Path, card: dict):
 
 def _shipped_prompts(denoiser: Denoiser, recipe: dict, autoencoder: str) -> Prompts | None:
     """Those of the shipped text-to-image models, whose decoder lies beside them."""
-    from diffusers import AutoencoderKL
     from safetensors.torch import load as tensors_of
 
     home = str(recipe.get("dataset"))
@@ -236,9 +235,7 @@ def _shipped_prompts(denoiser: Denoiser, recipe: dict, autoencoder: str) -> Prom
         return None
     card = shipped_card(f"{home}/autoencoder")
     config = {key: value for key, value in card["model"]["net"].items() if key != "net"}
-    vae = AutoencoderKL.from_config(config).eval()
-    weights = tensors_of(checked(f"{home}/autoencoder/model.safetensors"))
-    vae.load_state_dict({key.removeprefix("vae."): value for key, value in weights.items()})
+    vae = open_vae(config, tensors_of(checked(f"{home}/autoencoder/model.safetensors")))
     encoder = VAEEncoder(vae, torch.tensor(card["latents"]["shift"]), card["latents"]["scale"])
     if fingerprint(encoder) != autoencoder:
         return None
