@@ -70,8 +70,8 @@ PLANS = {
 }
 
 
-def measure(name: str, out: Path) -> list[dict]:
-    """All rows of one data set."""
+def measure(name: str, out: Path) -> tuple[list[dict], dict]:
+    """All rows of one data set, and what its stage one delivers."""
     plan = PLANS[name]
     recipe = use_pretrained(get_recipe(name, "laptop"), out)
     data = stages.load_recipe_data(recipe, out)
@@ -81,7 +81,9 @@ def measure(name: str, out: Path) -> list[dict]:
     judges = Judges(judges)
     network = stages.train_teacher(recipe, data, out)
     teacher = GuidedDenoiser(network, data.null)
-    students = [("stage_one", stages.train_stage_one(recipe, data, out), ddim, 16)]
+    stage_one = stages.train_stage_one(recipe, data, out)
+    given = delivered(stage_one, teacher, data)  # in single precision
+    students = [("stage_one", stage_one, ddim, 16)]
     for kind, sampler in (("ddim", ddim), ("stochastic", stochastic)):
         chain = stages.home(recipe, out) / stages.FOLDERS[kind]
         if (chain / "steps-1" / "card.json").exists():  # shipped, or trained there
@@ -126,16 +128,13 @@ def measure(name: str, out: Path) -> list[dict]:
             print(f"{name}: {n:,} samples, {model}, {k} steps", flush=True)
     own = _groups(rows)[-len(judges.judges)]  # of the last table, by the first judge
     draw(name, data, models, own)
-    return rows
+    return rows, given
 
 
-def delivered(name: str, out: Path) -> dict:
+def delivered(student, teacher, data, n: int = 2048) -> dict:
     """How much guidance stage one's network gives, by `delivered_w`, and of how many examples."""
-    recipe = use_pretrained(get_recipe(name, "laptop"), out)
-    data = stages.load_recipe_data(recipe, out)
-    teacher = GuidedDenoiser(stages.train_teacher(recipe, data, out), data.null)
-    student, n = stages.train_stage_one(recipe, data, out), 2048
-    weights = [*dict.fromkeys((0.0, 0.3, *range(1, math.ceil(recipe.w_max)), recipe.w_max))]
+    _, most = student.w_range
+    weights = [*dict.fromkeys((0.0, 0.3, *range(1, math.ceil(most)), most))]
     found = {f"{w:g}": round(delivered_w(student, teacher, data, w, n=n), 3) for w in weights}
     return {"n": n, "times": TIMES, "seed": 0, "delivered_w": found}
 
@@ -406,8 +405,8 @@ def main(chosen: list[str]) -> None:
     rows = [row for row in before["rows"] if row["dataset"] not in chosen]
     given = dict(before["meta"].get("delivered", {}))
     for name in chosen:
-        rows += measure(name, out)
-        given[name] = delivered(name, out)
+        own, given[name] = measure(name, out)
+        rows += own
     training = training_of(shipped)
     given = {name: given[name] for name in shipped if name in given}
     results = {"meta": provenance(training=training, delivered=given), "rows": rows}

@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -285,26 +285,15 @@ def train_stage_two(
     For the sampler "ddim", for "stochastic", or for "ddim_encode": then they are encoders.
     """
     one_of("sampler", sampler, FOLDERS)
-    yield from distill_progressively(
+    yield from _halvings(
         train_stage_one(recipe, data, out),  # held by nobody once it has taught the first student
         data,
-        start=recipe.start,
-        updates=recipe.halving,
-        batch=recipe.student_batch,
-        rate=recipe.rate_two,
-        late_rate=recipe.late_rate,
+        recipe,
+        taught_by=stage_folder(recipe, out, "stage-one", STAGE_ONE),
+        folder=stage_folder(recipe, out, FOLDERS[sampler], STAGE_ONE),
         sampler=sampler,
         w_power=recipe.w_power,
         balanced=recipe.balanced,
-        weighting=_weighting(recipe),
-        pretrained=recipe.pretrained,
-        folder=stage_folder(recipe, out, FOLDERS[sampler], STAGE_ONE),
-        about={
-            "teacher": read_card(stage_folder(recipe, out, "stage-one", STAGE_ONE))["sha256"],
-            **_losses(recipe),
-            **_decoded_by(data),
-        },
-        **_common(recipe),
     )
 
 
@@ -315,7 +304,23 @@ def train_two_students(recipe: Recipe, data: Data, out: str | Path) -> Iterator[
     guided when sampling, at two evaluations per step. It fails at few steps: see notebook 07.
     """
     teacher = train_teacher(recipe, data, out)
-    for student in distill_progressively(
+    for student in _halvings(
+        teacher,
+        data,
+        recipe,
+        taught_by=stage_folder(recipe, out, "teacher", TEACHER),
+        folder=stage_folder(recipe, out, "two-students", TWO_STUDENTS),
+        drop=0.5,
+    ):
+        yield GuidedDenoiser(student, data.null)
+
+
+def _halvings(
+    teacher: Denoiser, data: Data, recipe: Recipe, *, taught_by: Path, folder: Path, **how
+) -> Iterator[Denoiser]:
+    """Stage two as the recipe has it, from the teacher whose card lies in `taught_by`."""
+    about = {"teacher": read_card(taught_by)["sha256"], **_losses(recipe), **_decoded_by(data)}
+    return distill_progressively(
         teacher,
         data,
         start=recipe.start,
@@ -324,17 +329,12 @@ def train_two_students(recipe: Recipe, data: Data, out: str | Path) -> Iterator[
         rate=recipe.rate_two,
         late_rate=recipe.late_rate,
         weighting=_weighting(recipe),
-        drop=0.5,
         pretrained=recipe.pretrained,
-        folder=stage_folder(recipe, out, "two-students", TWO_STUDENTS),
-        about={
-            "teacher": read_card(stage_folder(recipe, out, "teacher", TEACHER))["sha256"],
-            **_losses(recipe),
-            **_decoded_by(data),
-        },
+        folder=folder,
+        about=about,
+        **how,
         **_common(recipe),
-    ):
-        yield GuidedDenoiser(student, data.null)
+    )
 
 
 def _common(recipe: Recipe) -> dict:
@@ -426,37 +426,34 @@ def evaluate_rows(
     networks = [fingerprint(denoiser), fingerprint(judge.classifier), judge.reference, half]
     known = truth is None or isinstance(truth, Truth)
     rows = []
-    for n, w in itertools.product(steps, weights):
-        about = [data.hash[:16], model, sampler_name(sampler), n, w, recipe.samples, recipe.seed]
-        key = "/".join(map(str, [*networks, *about, getattr(truth, "made_of", None)]))
-        row = kept.get(key) if known else None
-        if row is None:
-            row = evaluate(
-                denoiser,
-                judge,
-                data,
-                model=model,
-                steps=n,
-                w=w,
-                n=recipe.samples,
-                seed=recipe.seed,
-                sampler=sampler,
-                teacher=None if truth is None else truth[w],
-            )
-        if known and key not in kept:
-            kept[key] = row
+
+    def found(key: str, make: Callable):
+        """What is kept under the key; else it is made, and kept."""
+        if key not in kept:
+            kept[key] = make()
             write_text(file, json.dumps(kept, indent=1))
+        return kept[key]
+
+    for n, w in itertools.product(steps, weights):
+        asked = [data.hash[:16], model, sampler_name(sampler), n, w, recipe.samples, recipe.seed]
+        key = "/".join(map(str, [*networks, *asked, getattr(truth, "made_of", None)]))
+        how = dict(steps=n, w=w, sampler=sampler, seed=recipe.seed)
+        teacher = None if truth is None else truth[w]
+        about = dict(model=model, n=recipe.samples, teacher=teacher)
+        make = functools.partial(evaluate, denoiser, judge, data, **about, **how)
+        row = found(key, make) if known else make()
         if ladder is not None:
-            key = "/".join(map(str, ["delivered", networks[0], half, *about[2:5], ladder.made_of]))
-            if key not in kept:
-                conds, _ = data.prompts(len(ladder[0.0]))
-                how = dict(steps=n, w=w, sampler=sampler, seed=recipe.seed, decode=data.decode)
-                x = generate(denoiser, data.shape, conds, **how)
-                kept[key] = round(delivered_by_samples(x, ladder), 3)
-                write_text(file, json.dumps(kept, indent=1))
-            row = row | {"delivered_w": kept[key]}
+            conds, _ = data.prompts(len(ladder[0.0]))
+            how |= dict(shape=data.shape, labels=conds, decode=data.decode)
+            key = "/".join(map(str, ["delivered", networks[0], half, *asked[2:5], ladder.made_of]))
+            make = functools.partial(_delivered, denoiser, ladder, **how)
+            row = row | {"delivered_w": found(key, make)}
         rows.append(row)
     return rows
+
+
+def _delivered(denoiser, ladder: Truth, **how) -> float:
+    return round(delivered_by_samples(generate(denoiser, **how), ladder), 3)
 
 
 def training_minutes(recipe: Recipe, out: str | Path) -> dict[str, float]:
