@@ -24,7 +24,10 @@ HOMES = {
         *("ancestral", "ddim", "ddim_encode", "ddim_step", "last", "renoise", "stochastic"),
         "translate",
     ),
-    "core.schedules": ("CosineSchedule", "DiscreteSchedule", "Schedule", "expand", "per_example"),
+    "core.schedules": (
+        *("CosineSchedule", "DiscreteSchedule", "FlowSchedule", "Schedule", "expand"),
+        "per_example",
+    ),
     "core.stage_one": ("guidance_matching_loss", "stage_one_loss"),
     "core.stage_two": (
         *("halvings", "implied_v", "progressive_loss", "progressive_target", "stage_two_loss"),
@@ -46,6 +49,7 @@ HOMES = {
     ),
     "teachers.drawing": ("sample",),
     "teachers.files": ("load", "network"),
+    "teachers.flow": ("Flow", "flow_denoiser"),
     "teachers.guiders": ("guider_rule",),
     "teachers.mlp": ("MLP",),
     "teachers.stable_diffusion": ("base_denoiser", "open_pipeline", "v_schedule"),

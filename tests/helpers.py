@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cfgdistill.core.denoiser import Denoiser
-from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule
+from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, FlowSchedule
 from cfgdistill.course.recipes import get_recipe
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder, build_text_encoder
@@ -55,13 +55,17 @@ def linear_alphas_cumprod(T: int) -> torch.Tensor:
 
 def schedules() -> dict:
     """One schedule of each kind."""
-    return {"cosine": CosineSchedule(), "discrete": DiscreteSchedule(linear_alphas_cumprod(1024))}
+    discrete = DiscreteSchedule(linear_alphas_cumprod(1024))
+    return {"cosine": CosineSchedule(), "discrete": discrete, "flow": FlowSchedule(3.0)}
 
 
 def known_alpha_sigma(name: str, t: float) -> tuple[float, float]:
     """alpha_t and sigma_t of `schedules()`, worked out here (discrete: for multiples of 1/1024)."""
     if name == "cosine":
         return math.cos(math.pi / 2 * t), math.sin(math.pi / 2 * t)
+    if name == "flow":  # a shift of 3 multiplies sigma / alpha = t / (1 - t) by 3
+        angle = math.pi / 2 if t == 1 else math.atan(3 * t / (1 - t))
+        return math.cos(angle), math.sin(angle)
     k = round(1024 * t)
     kept = 1.0 if k == 0 else linear_alphas_cumprod(1024)[k - 1].item()
     return math.sqrt(kept), math.sqrt(1 - kept)

@@ -103,6 +103,32 @@ class CosineSchedule(Schedule):
         return math.pi / 2 * t
 
 
+class FlowSchedule(Schedule):
+    """The straight path of flow matching, z = (1 - tau) x + tau eps, at the same signal to noise.
+
+    tau = shift t / (1 + (shift - 1) t) is the time shift of SD3 (Esser et al. 2024, section 5.3.2),
+    which lowers the log-SNR by 2 log(shift). Divided by sqrt((1 - tau)^2 + tau^2), the path
+    preserves variance, and so its steps are rotations like all others: see `teachers.flow`.
+    """
+
+    def __init__(self, shift: float = 1.0):
+        if not 0 < shift < math.inf:
+            raise ValueError(f"shift must be a positive number, not {shift}: 1 is no shift.")
+        self.shift = float(shift)
+
+    def tau(self, t: PerExample) -> PerExample:
+        """How much noise there is on the straight path: sigma / (alpha + sigma)."""
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def alpha_sigma(self, t: PerExample) -> tuple[PerExample, PerExample]:
+        tau = self.tau(t)
+        length = torch.hypot(1 - tau, tau)
+        return (1 - tau) / length, tau / length
+
+    def describe(self) -> dict:
+        return {"name": "FlowSchedule", "shift": self.shift}
+
+
 class DiscreteSchedule(Schedule):
     """The table of a discrete-time model such as Stable Diffusion, read as a continuous schedule.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cfgdistill.core.denoiser import Denoiser, ranges
 from cfgdistill.core.names import one_of
-from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, Schedule
+from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, FlowSchedule, Schedule
 from cfgdistill.data.autoencoder import VAEEncoder, open_vae
 from cfgdistill.data.hub import nothing_fetched
 from cfgdistill.data.meaning import Classes, Prompts
@@ -154,20 +154,28 @@ def _build(model: dict, precision: str) -> Denoiser:
 
     The base of low-rank changes is in half precision where it was trained so and the device gains.
     """
-    for module in ("mlp", "unet"):  # whose networks announce themselves
-        import_module(f"cfgdistill.teachers.{module}")
     model = dict(model)
     net, schedule, known = dict(model.pop("net")), model.pop("schedule"), model.pop("w_range")
     if "base" in net:
         net["half"] = frozen_dtype(precision)
-    net = NETWORKS[one_of("network", net.pop("net"), NETWORKS)](**net)
+    net = build_network(net)
     if known is not None:
         pairs = [tuple(map(float, pair)) for pair in ranges(known)]
         known = pairs[0] if len(pairs) == 1 else tuple(pairs)
     return Denoiser(net, _schedule(schedule), w_range=known, **model)
 
 
+def build_network(config: dict):
+    """The network of this configuration, with random weights; ValueError for an unknown one."""
+    for module in ("mlp", "unet", "flow"):  # whose networks announce themselves
+        import_module(f"cfgdistill.teachers.{module}")
+    config = dict(config)
+    return NETWORKS[one_of("network", config.pop("net"), NETWORKS)](**config)
+
+
 def _schedule(said: str | dict) -> Schedule:
+    if isinstance(said, dict) and "shift" in said:
+        return FlowSchedule(said["shift"])
     if isinstance(said, dict):
         table = torch.tensor(said["alphas_cumprod"], dtype=torch.float64)
         return DiscreteSchedule(table, said.get("made_of"))
