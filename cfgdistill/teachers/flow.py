@@ -4,8 +4,10 @@ On z = (1 - tau) x + tau eps such a network fixes x = z - tau u and eps = z + (1
 on ours. So it is a teacher like all others, on another clock and at another scale.
 """
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cfgdistill.core.denoiser import Denoiser
 from cfgdistill.core.schedules import Example, FlowSchedule, PerExample, Strengths, expand
@@ -20,7 +22,7 @@ class Flow(nn.Module):
     schedule: the `FlowSchedule` that the denoiser around it lives on
     """
 
-    def __init__(self, velocity: nn.Module, schedule: FlowSchedule):
+    def __init__(self, velocity: Callable[..., Tensor], schedule: FlowSchedule):
         super().__init__()
         self.velocity, self.schedule = velocity, schedule
 
@@ -46,7 +48,7 @@ class Flow(nn.Module):
 
 
 def flow_denoiser(
-    velocity: nn.Module, shift: float = 1.0, *, num_classes: int | None = None
+    velocity: Callable[..., Tensor], shift: float = 1.0, *, num_classes: int | None = None
 ) -> Denoiser:
     """A network u = velocity(z, tau, cond, w) of flow matching as a denoiser on t = i/N.
 
@@ -58,5 +60,5 @@ def flow_denoiser(
 
 
 def flow_matching(logsnr: PerExample) -> PerExample:
-    """omega = (1 + sqrt(SNR))^2, the error of u; as all of `core.losses` on v: (alpha + sigma)^2."""
+    """omega = (1 + sqrt(SNR))^2, the error of u: on v, as in `losses`, (alpha + sigma)^2."""
     return 1 + 2 * (logsnr.sigmoid() * (-logsnr).sigmoid()).sqrt()
