@@ -1,17 +1,18 @@
 """`python -m cfgdistill`: the stages of a recipe, samples and tables from the command line.
 
-Thin verbs over `stages` and `metrics`. Progress goes to stderr, one JSON result to stdout.
+Thin verbs over `stages` and `metrics`. Progress goes to stderr, one result to stdout: a table on a
+terminal, else JSON.
 """
 
 import argparse
 import ast
-import functools
 import inspect
 import json
 import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
@@ -43,8 +44,9 @@ With images of your own, a folder of them for every class, the first two lines a
   python -m cfgdistill train    --data photos --like cifar10/laptop
   python -m cfgdistill distill  --data photos --like cifar10/laptop
 
-Every verb prints one JSON result on stdout and its progress on stderr. The same command again finds
-what is finished and resumes what is not, also after Ctrl-C or a crash. To stop after half an hour:
+Every verb prints one result on stdout, a table on a terminal and JSON elsewhere or with --json, and
+its progress on stderr. The same command again finds what is finished and resumes what is not, also
+after Ctrl-C or a crash. To stop after half an hour:
 `timeout --signal INT 30m python -m cfgdistill ...`. On several GPUs, with the same losses:
 `accelerate launch --multi_gpu --num_processes 2 -m cfgdistill ...` (on CPUs where there is no GPU).
 
@@ -63,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         _meet()
         result = given.verb(given)
         if _rank() == 0:
-            print(json.dumps(result, indent=1), flush=True)
+            as_json = given.json or not sys.stdout.isatty()
+            print(json.dumps(result, indent=1) if as_json else _table(result), flush=True)
         return 0
     except KeyboardInterrupt as stop:
         if _rank() == 0:
@@ -131,6 +134,31 @@ def _sentence(error: Exception) -> str:
     return said.encode(errors="backslashreplace").decode()
 
 
+def _table(result: dict) -> str:
+    """A result for the eye: lists in columns, everything else as `name: value`."""
+    lines = []
+    for key, value in result.items():
+        if isinstance(value, list):
+            lines += ["", *_columns(value), ""]
+        else:
+            said = (
+                value
+                if not isinstance(value, dict)
+                else ", ".join(
+                    f"{name} {entry}" for name, entry in value.items() if entry not in (None, "")
+                )
+            )
+            lines += textwrap.wrap(f"{key}: {said}", 100, subsequent_indent="  ")
+    return "\n".join(lines).strip()
+
+
+def _columns(rows: list[dict]) -> list[str]:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [keys, *([str(row.get(key, "-")) for key in keys] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m cfgdistill", description=ABOUT, formatter_class=raw)
@@ -141,6 +169,7 @@ def parser() -> argparse.ArgumentParser:
         added = verbs.add_parser(
             name, help=about.splitlines()[0], description=about, formatter_class=raw
         )
+        added.add_argument("--json", action="store_true", help="JSON also on a terminal")
         added.set_defaults(verb=function)
         return added
 
@@ -194,10 +223,8 @@ def parser() -> argparse.ArgumentParser:
         "--w", type=_weight, help="guidance weight, 0 is none (1, or the nearest of the model)"
     )
     sample.add_argument("--n", type=_whole(1), default=40, help="how many images (40)")
-    sample.add_argument("--classes", type=int, nargs="+", help="labels, in turn (all of them)")
-    sample.add_argument(
-        "--prompt", type=_text, nargs="+", help="for text-to-image, in turn (some captions)"
-    )
+    sample.add_argument("--classes", nargs="+", help="labels or names, in turn (all of them)")
+    sample.add_argument("--prompt", type=_text, nargs="+", help="for text-to-image, in turn")
     sample.add_argument("--to", default="samples.png", help="FILE.png or FILE.safetensors")
 
     evaluate = verb(_evaluate)
@@ -297,68 +324,49 @@ def _distill(given) -> dict:
 def _sample(given) -> dict:
     """sample images from a model
 
-    A model without an input for w is guided with its null label, at two evaluations a step.
+    A model without an input for w is guided with its null label, at two evaluations a step. The
+    training set need not be there.
     """
-    import torch
-
-    from cfgdistill.judge.metrics import samples
+    from cfgdistill.data.meaning import Classes
     from cfgdistill.judge.plotting import save_images
-    from cfgdistill.teachers.stable_diffusion import PART, autocast
+    from cfgdistill.teachers.drawing import STEPS, sample
     from cfgdistill.training.checkpoints import write_tensors
 
     file = Path(given.to)
     if file.suffix not in (".png", ".safetensors"):
-        raise ValueError(f"Images are written as .png or .safetensors, not as {file.name!r}.")
-    given.folder = _place(given.folder)
-    net, card, data_of = _load(given.folder)
-    steps, sampler = given.steps or net.steps or 64, _sampler(given.sampler, net)
-    [given.w] = _weights(net, None if given.w is None else [given.w], [1.0])
-    _check(net, steps, given.w, sampler)
-    how = {"steps": steps, "w": given.w, "seed": given.seed, "batch": BATCH, "sampler": sampler}
-    if "text" in net.net.config:
-        if given.classes:
-            raise ValueError(f"{given.folder} draws from text: pass --prompt, not --classes.")
-    elif given.prompt:
-        raise ValueError(f"{given.folder} draws classes: pass --classes, not --prompt.")
-    elif given.classes and not 0 <= min(given.classes) <= max(given.classes) < net.num_classes:
-        raise ValueError(
-            f"Labels must be whole numbers in 0 .. {net.num_classes - 1}, not "
-            f"{', '.join(map(str, given.classes))[:80]}."
-        )
+        raise ValueError(f"Images are written as .png or .safetensors, not as {file.name!r:.80}.")
+    net = _load(given.folder)
+    if isinstance(net.meaning, Classes):
+        if given.prompt:
+            raise ValueError(f"{given.folder} draws classes: pass --classes, not --prompt.")
+        asked = [_label(word) for word in given.classes or range(net.num_classes)]
+    else:
+        if not given.prompt:
+            raise ValueError(f"{given.folder} draws from text: say what, with --prompt.")
+        asked = given.prompt
+    conds = [asked[i % len(asked)] for i in range(given.n)]
+    [w] = _weights(net, None if given.w is None else [given.w], [1.0])
     _try(file)
     if _rank() > 0:
         return {}  # one process is enough
-    model, precision = _guided(net, data_of), nullcontext()
-    if "text" in net.net.config:
-        recipe, data = _recipe_of(card, given.folder), data_of()
-        how["decode"] = data.decode
-        captions = [data.class_names[k] for k in data.prompts(min(given.n, len(data)))[1]]
-        classes = _conditions(recipe, data, given.prompt or captions)
-        if recipe.dataset == "sd":  # 50 times as large as the others
-            how["batch"], precision = PART, autocast(recipe)
-            data.vae.to(net.device)
-    else:
-        classes = torch.tensor(given.classes or range(net.num_classes))
-    labels = classes[torch.arange(given.n) % len(classes)]
-    parts = []
-    batches = samples(model, net.net.shape, labels, **how)
-    with precision:
-        for x in _bar(batches, "batches", math.ceil(given.n / how["batch"])):
-            if not x.isfinite().all():
-                raise ValueError(
-                    f"With w = {given.w:g} the samples are no numbers: try a smaller --w."
-                )
-            parts.append(x)
-            nfe, model.nfe = model.nfe, 0  # those of one batch are those of an image
-    x = torch.cat(parts)
+    net.nfe = 0
+    x = sample(net, conds, w, seed=given.seed, steps=given.steps, sampler=given.sampler)
     if file.suffix == ".png":
         with _written(file), TemporaryDirectory(dir=file.parent) as own:  # the old one until then
-            save_images(x, columns=min(10, len(classes), given.n), path=Path(own, file.name))
+            save_images(x, columns=min(10, len(asked), given.n), path=Path(own, file.name))
             Path(own, file.name).replace(file)
     else:
         about = {key: value for key, value in vars(given).items() if key != "verb"}
-        write_tensors(file, {"images": x, "labels": labels}, about)
-    return {"file": str(file), "n": given.n, "steps": steps, "nfe": nfe, "w": given.w}
+        write_tensors(file, {"images": x}, {**about, "w": w, "conds": conds})
+    nfe = net.nfe // math.ceil(given.n / net.meaning.at_once)  # of a batch, and so of an image
+    steps = given.steps or net.steps or STEPS
+    return {"file": str(file), "n": given.n, "steps": steps, "nfe": nfe, "w": w}
+
+
+def _label(word: str | int) -> str | int:
+    """A class as it was typed: its number, or else its name."""
+    text = str(word)
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def _evaluate(given) -> dict:
@@ -375,12 +383,13 @@ def _evaluate(given) -> dict:
     from cfgdistill.training.checkpoints import provenance, write_text
 
     given.folder = _place(given.folder)
-    net, card, data_of = _load(given.folder)
-    recipe, sampler = _recipe_of(card, given.folder), _sampler(given.sampler, net)
+    net, recipe = _load(given.folder), _recipe_of(given.folder)
+    sampler = _sampler(given.sampler, net)
     n = given.n or recipe.samples
     weights = _weights(net, given.w, [0.0, 1.0, 3.0])
     table = list(product(given.steps or [net.steps or 64], weights))
-    other, _, others_data = _load(_place(given.teacher)) if given.teacher else (None, None, None)
+    teachers = _place(given.teacher) if given.teacher else None
+    other = _load(teachers) if teachers else None
     if other is not None and other.steps:
         raise ValueError(
             f"{given.teacher} is a student: compare with a model of any number of steps, such as "
@@ -397,9 +406,9 @@ def _evaluate(given) -> dict:
             _check(other, steps, w)
     if given.to:
         _try(Path(given.to))
-    data = data_of()
-    model = _guided(net, data_of)
-    teacher = None if other is None else _guided(other, others_data)
+    data = _data_of(given.folder)
+    model = _guided(net, data)
+    teacher = None if other is None else _guided(other, _data_of(teachers))
     fids = [{}] * len(table)
     if given.fid:
         if _processes() > 1:
@@ -440,22 +449,21 @@ def _export(given) -> dict:
     Text-to-image students become a StableDiffusionPipeline, class-conditional ones a pipeline whose
     code lies in the folder. The model card says which steps and weights it was trained for.
     """
-    from cfgdistill.data.text import TextEncoder
+    from cfgdistill.data.meaning import Classes
     from cfgdistill.export.stock import export
+    from cfgdistill.teachers.files import card_of
 
-    given.folder = _place(given.folder)
-    model, card, data_of = _load(given.folder)
-    recipe, data = _recipe_of(card, given.folder), data_of()
+    model, card = _load(given.folder), card_of(given.folder)
     about = {
-        "data": f"{data.name} {data.split}, {len(data)} images, sha256 {data.images.hash[:16]}",
-        "recipe": asdict(recipe),
+        "recipe": card.get("recipe"),
         "minutes of its own training": card.get("minutes"),
         "weights": card["sha256"],
     }
-    parts = {"class_names": data.class_names}
-    if "text" in model.net.config:
-        text = _base_text(recipe) or TextEncoder(data.text.tokenizer, model.net.text)
-        parts = {"vae": data.vae, "text": text}
+    meaning = model.meaning
+    if isinstance(meaning, Classes):
+        parts = {"class_names": meaning.names}
+    else:
+        parts = {"vae": meaning.vae, "text": meaning.text}
     return {"folder": str(export(model, given.to, about=about, **parts))}
 
 
@@ -510,10 +518,12 @@ def _change(item: str) -> tuple:
         return key, text
 
 
-def _recipe_of(card: dict, folder: str) -> Recipe:
+def _recipe_of(folder: str) -> Recipe:
     """The recipe that a model was trained with."""
+    from cfgdistill.training.checkpoints import read_card
+
     try:
-        return as_recipe(card.get("recipe"))
+        return as_recipe(read_card(folder).get("recipe"))
     except ValueError as error:
         raise ValueError(
             f"The card in {folder} names no recipe of this package, so its data set is unknown: "
@@ -525,30 +535,6 @@ def _out_of(recipe: Recipe, folder: str) -> Path:
     """The folder in which all models of a recipe are kept, above that of one of them."""
     homes = [p.parent for p in Path(folder).absolute().parents if p.name == recipe.name]
     return (homes or [Path("out")])[0]
-
-
-def _base_text(recipe: Recipe):
-    """The text encoder of a Stable Diffusion pipeline; None for models with one of their own."""
-    from cfgdistill.data.hub import nothing_fetched
-    from cfgdistill.data.text import TextEncoder
-    from cfgdistill.teachers.stable_diffusion import open_pipeline
-
-    if recipe.base is None:
-        return None
-    with nothing_fetched():
-        pipe = open_pipeline(recipe.base)
-    return TextEncoder(pipe.tokenizer, pipe.text_encoder).eval()
-
-
-def _conditions(recipe: Recipe, data, captions: list[str]):
-    """Captions as what a text-to-image model is given: tokens, or the embeddings of its base."""
-    import torch
-
-    text = _base_text(recipe)
-    if text is None:
-        return data.text.tokens(captions)
-    with torch.no_grad():
-        return text(text.tokens(captions))
 
 
 def _place(folder: str) -> str:
@@ -571,13 +557,8 @@ def _place(folder: str) -> str:
 
 
 def _load(folder: str):
-    """A model to sample from, its card, and a function for the data that it was trained on.
-
-    The data come at the first call: for samples of a class-conditional model they need not be
-    there. ValueError where other data of that name are found than the model's own.
-    """
+    """A model of images, to sample from."""
     from cfgdistill.teachers.files import load
-    from cfgdistill.training.checkpoints import read_card
 
     if Path(folder, "model_index.json").exists():
         raise ValueError(
@@ -591,19 +572,21 @@ def _load(folder: str):
         )
     if "sample_size" not in model.net.config:
         raise ValueError(f"{folder} holds a model of points, not of images: see notebook 01.")
-    card = read_card(folder)
-    return model, card, functools.cache(lambda: _data_of(card, folder))
+    return model
 
 
-def _data_of(card: dict, folder: str):
-    """The data of a model. Nothing is trained for them: what decodes it is there, or is shipped."""
+def _data_of(folder: str):
+    """The data of a model. Nothing is trained for them: what decodes it is there, or is shipped.
+
+    ValueError where other data of that name are found than the model's own.
+    """
     from cfgdistill.course.pretrained import use_pretrained
     from cfgdistill.course.stages import home, load_recipe_data
     from cfgdistill.data.hub import nothing_fetched
     from cfgdistill.training.checkpoints import fingerprint, read_card
 
-    recipe = _recipe_of(card, folder)
-    out, about = _out_of(recipe, folder), card["about"]
+    recipe, about = _recipe_of(folder), read_card(folder)["about"]
+    out = _out_of(recipe, folder)
     decoder = home(recipe, out) / "autoencoder" / "card.json"
     if recipe.autoencoder and not decoder.exists():
         with _state().main_process_first():
@@ -633,13 +616,11 @@ def _data_of(card: dict, folder: str):
     return data
 
 
-def _guided(net, data_of):
+def _guided(net, data):
     """A model with an input for w as it is, another one guided with its null."""
     from cfgdistill.core.guidance import GuidedDenoiser
 
-    if net.w_range is not None:
-        return net
-    return GuidedDenoiser(net, data_of().null if "text" in net.net.config else net.num_classes)
+    return net if net.w_range is not None else GuidedDenoiser(net, data.null)
 
 
 def _check(net, steps: int, w: float, sampler=None) -> None:

@@ -150,6 +150,7 @@ LICENCES = {
 
 def model_card(recipe, shipped: list[str], spent: dict[str, dict]) -> str:
     """What the models of one data set are, what they cost, and how they are used."""
+    asked = " --prompt octopus" if recipe.track == "emoji" else ""
     first = "stage-two/steps-4" if "stage-two/steps-4" in shipped else shipped[0]
     rows = [
         f"| {name} | {one['updates']:,} | {one['minutes']:.1f} | {one['cores']} | "
@@ -173,7 +174,7 @@ file.
 - *Licence of the models*: Apache-2.0, as the package.
 - *Guidance*: students take w in [{recipe.w_min:g}, {recipe.w_max:g}].
 - *Results*: the tables in the project's README, from `../results.json`.
-- *Use*: `python -m cfgdistill sample {recipe.dataset}/{first} --w 1`. Notebooks find them.
+- *Use*: `python -m cfgdistill sample {recipe.dataset}/{first}{asked} --w 1`. Notebooks find them.
 - *Without this package*: `python -m cfgdistill export {recipe.dataset}/{first} --to FOLDER`
   writes a folder that stock diffusers opens.
 - *Not for*: anything but learning how distillation works. They are small.

@@ -230,14 +230,41 @@ def test_rows_have_the_documented_keys_and_finite_values_for_every_steps_and_w(r
 
 def test_samples_as_tensors_are_those_of_the_model_for_these_labels_w_and_noise(run, here):
     from cfgdistill import ddim, last
+    from cfgdistill.training.randomness import random_at
 
     given = "--classes 7 3 --n 5 --w 2 --seed 9 --to images.safetensors"
     assert run("sample", MODELS["student"], given)[0] == 0
     tensors, about = read_tensors(here / "images.safetensors")
-    assert tensors["labels"].tolist() == [7, 3, 7, 3, 7] and about["seed"] == 9
-    z = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(9))
-    x = last(ddim(load(here / MODELS["student"]), z, 2, tensors["labels"], 2.0))
+    assert about["conds"] == [7, 3, 7, 3, 7] and (about["seed"], about["w"]) == (9, 2.0)
+    z = torch.stack([torch.randn(1, 8, 8, generator=random_at(9, "sample", i)) for i in range(5)])
+    x = last(ddim(load(here / MODELS["student"]), z, 2, torch.tensor(about["conds"]), 2.0))
     assert torch.equal(tensors["images"], x.clamp(-1, 1))
+
+
+def test_samples_need_neither_the_data_nor_a_copy_of_a_shipped_model(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("cfgdistill.course.stages.load_recipe_data", None)
+    monkeypatch.setattr("cfgdistill.course.pretrained.use_pretrained", None)
+    to = ("--to", tmp_path / "x.png")
+    named = run("sample cifar10/stage-two/steps-1 --classes frog 8 --n 2", *to)
+    assert named[0] == 0 and named[1]["nfe"] == 1
+    assert run("sample emoji/stage-two/steps-1 --prompt octopus --n 1", *to)[0] == 0
+
+
+def test_on_a_terminal_results_are_tables_and_with_json_they_are_not(here, capsys, monkeypatch):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    words = ["evaluate", MODELS["student"], "--w", "0", "3", "--n", "4"]
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [head] = [line for line in lines if line.startswith("model ")]
+    rows = [line.split() for line in lines[lines.index(head) + 1 :][:2]]
+    place = head.split().index("w")
+    assert [row[place] for row in rows] == ["0.0", "3.0"] and rows[0][0] == "steps-2"
+    assert max(len(line) for line in lines if line.startswith("meta")) <= 100
+    assert cli.main([*words, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+    assert cli.main(["sample", MODELS["student"], "--n", "4"]) == 0
+    assert capsys.readouterr().out == "file: samples.png\nn: 4\nsteps: 2\nnfe: 2\nw: 1.0\n"
 
 
 def test_evaluation_uses_the_classifier_beside_the_model_or_makes_one_where_told(run, tmp_path):
@@ -302,8 +329,8 @@ REFUSED = {
     f"sample {STUDENT} --sampler stochastic": "for the sampler 'ddim', not 'stochastic'",
     f"sample {MODELS['stochastic']} --sampler ddim": "for the sampler 'stochastic', not 'ddim'",
     f"sample {TEACHER} --sampler ddim_encode": "The samplers are ddim, stochastic, ancestral.",
-    f"sample {TEACHER} --classes 3 11": "Labels must be whole numbers in 0 .. 9, not 3, 11.",
-    f"sample {TEACHER} --classes 10": "Labels must be whole numbers in 0 .. 9, not 10.",
+    f"sample {TEACHER} --classes 3 11": "whole numbers in 0 .. 9, or names such as '0', not",
+    f"sample {TEACHER} --classes 10": "whole numbers in 0 .. 9, or names such as '0', not",
     f"sample {TEACHER} --classes -1": "Labels must be whole numbers in 0 .. 9",
     f"sample {TEACHER} --to x.jpg": "written as .png or .safetensors, not as 'x.jpg'",
     f"sample {TEACHER} --to a-file/x.png": "a-file/x.png could not be written (File exists)",
@@ -382,15 +409,16 @@ def test_a_folder_of_another_recipe_is_refused_naming_the_difference(run):
     assert code == 1 and "another run: updates is 3 there and 4 here" in said
 
 
-def test_cifar10_that_cannot_be_had_is_told_with_what_to_do(run, monkeypatch):
+@pytest.mark.parametrize("dataset", ["cifar10", "imagenet64"])
+def test_data_that_cannot_be_had_are_told_with_what_to_do(run, monkeypatch, dataset):
     monkeypatch.delenv("CFGDISTILL_DATA", raising=False)
 
     def offline(*arguments, **more):
         raise ConnectionError("offline")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
-    code, _, said = run("train --dataset cifar10 --profile smoke")
-    assert code == 1 and "connect to the network, or set CFGDISTILL_DATA" in said
+    code, _, said = run(f"train --profile smoke --dataset {dataset}")
+    assert code == 1 and "or set CFGDISTILL_DATA" in said and "OSError" not in said
 
 
 def test_the_published_fid_without_torch_fidelity_is_refused_before_any_sampling(
@@ -423,13 +451,10 @@ def test_without_w_a_model_is_asked_for_the_usual_weights_as_far_as_it_takes_the
 
 
 @pytest.mark.parametrize("model", ["teacher", "stage_one", "student", "stochastic"])
-@pytest.mark.parametrize("verb", ["evaluate", "export"])
-def test_data_of_the_same_name_that_are_not_the_models_own_are_refused(
-    run, monkeypatch, verb, model
-):
+def test_data_of_the_same_name_that_are_not_the_models_own_are_refused(run, monkeypatch, model):
     other = data.load_data("digits", "test", 40)
     monkeypatch.setattr("cfgdistill.course.stages.load_data", lambda *given, **how: other)
-    code, _, said = run(verb, MODELS[model])
+    code, _, said = run("evaluate", MODELS[model])
     assert code == 1 and "was trained on other data than the digits that are found now" in said
 
 
@@ -454,25 +479,27 @@ def test_what_draws_from_text_is_decoded_by_its_own_autoencoder_or_not_at_all(
     monkeypatch.setattr("cfgdistill.course.pretrained.use_pretrained", lambda *arguments: None)
     drawn = ("--prompt cat --steps 1 --n 1 --to", tmp_path / "cat.png")
     assert run("sample", captioned / "stage-one", *drawn)[0] == 0
+    judged = "--steps 1 --w 0 --n 4"
     monkeypatch.setattr("cfgdistill.training.loop.Draw", None)  # nothing is trained from here on
     away = tmp_path / "away"
     shutil.copytree(captioned / "stage-one", away)
-    code, _, said = run("sample", away, *drawn)
+    assert run("sample", away, *drawn)[0] == 0  # its decoder came along
+    code, _, said = run("evaluate", away, judged)
     assert code == 1 and "the autoencoder that was trained with it is not in" in said
     other = tmp_path / "other" / "emoji-smoke"
     shutil.copytree(captioned, other)
     card = read_card(other / "autoencoder")
     card["latents"]["scale"] *= 2
     write_text(other / "autoencoder" / "card.json", json.dumps(card))
-    code, _, said = run("sample", other / "stage-one", *drawn)
+    code, _, said = run("evaluate", other / "stage-one", judged)
     assert code == 1 and "was trained with another autoencoder than the one in" in said
 
 
 def test_samples_that_are_no_numbers_are_refused_naming_w(run, monkeypatch):
     nothing = torch.full((4, 1, 8, 8), math.nan)
-    monkeypatch.setattr("cfgdistill.judge.metrics.samples", lambda *given, **how: iter([nothing]))
+    monkeypatch.setattr("cfgdistill.teachers.drawing.last", lambda steps: nothing)
     code, _, said = run("sample", TEACHER, "--w 900 --n 4")
-    assert code == 1 and "With w = 900 the samples are no numbers" in said
+    assert code == 1 and "With w = 900.0 the samples are no numbers" in said
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ null               the condition that means "no condition"
 conditions(given)  tensors [n, ...] of n labels, class names or prompts; ValueError for others
 decode(z)          from what a sampler makes to images in [-1, 1]
 keep(folder)       leaves there what it needs, and gives its entry of the card (JSON)
+at_once            how many images are drawn together
+asked()            a context in which the network is asked
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +28,15 @@ from cfgdistill.training.checkpoints import read_tensors, sha256, write_tensors
 DECODER = "decoder.safetensors"
 
 
+class Meaning:
+    """What small networks have in common."""
+
+    at_once = 125
+    asked = staticmethod(nullcontext)
+
+
 @dataclass(frozen=True)
-class Classes:
+class Classes(Meaning):
     """Labels 0 .. num_classes - 1, with names or without; the label after them is null."""
 
     num_classes: int
@@ -63,7 +73,7 @@ class Classes:
         return {"class_names": list(self.names)}
 
 
-class Prompts:
+class Prompts(Meaning):
     """Captions as tokens, or as embeddings where `embedded`, and latents that `vae` decodes."""
 
     def __init__(self, text: TextEncoder, vae: VAEEncoder, embedded: bool = False):

@@ -11,7 +11,7 @@ from torch import Tensor
 from cfgdistill.core.names import one_of
 from cfgdistill.data.base import SPLITS, Data
 from cfgdistill.data.folder import from_folder, from_hub
-from cfgdistill.data.tables import column, hub_splits, last_line, pictures, read, square
+from cfgdistill.data.tables import column, hub_splits, pictures, read, square
 from cfgdistill.data.toy import pinwheel
 
 NAMES = ("toy", "digits", "cifar10", "imagenet64")
@@ -109,9 +109,10 @@ def _imagenet64(split, images):
         try:
             found = from_hub("benjamin-paine/imagenet-1k-64x64", 64, **how)
         except OSError as error:
+            said = str(error).rstrip(".")
             raise OSError(
-                f"{last_line(error)}; or set CFGDISTILL_DATA to a folder that holds imagenet64/, "
-                "with parquet files as there, or folders of classes in train/ and val/."
+                f"{said}; or set CFGDISTILL_DATA to a folder that holds imagenet64/, with parquet "
+                "files as there, or folders of classes in train/ and val/."
             ) from error
     if found.num_classes != 1000:
         raise ValueError(

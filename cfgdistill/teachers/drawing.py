@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 import cfgdistill.core.samplers as samplers
 from cfgdistill.core.denoiser import Denoiser, ranges
@@ -11,10 +12,10 @@ from cfgdistill.core.guidance import GuidedDenoiser
 from cfgdistill.core.names import one_of
 from cfgdistill.core.samplers import last
 from cfgdistill.core.schedules import Weights
+from cfgdistill.training.environment import flag
 from cfgdistill.training.randomness import random_at
 
 STEPS = 64  # of a model that takes any number
-PART = 125  # images at once
 
 
 @torch.no_grad()
@@ -67,12 +68,13 @@ def sample(
     elif isinstance(model, Denoiser) and net.w_range is None:
         model = GuidedDenoiser(net, meaning.null)
     model.check(steps, conds, w, name)
-    parts = []
-    for rows in torch.arange(len(conds)).split(PART):
-        generators = [random_at(seed, "sample", i) for i in rows.tolist()]
-        z = _draw(model, conds[rows].to(model.device), steps, w, name, generators)
-        parts.append(meaning.decode(z).cpu())
-    return torch.cat(parts)
+    parts, images = torch.arange(len(conds)).split(meaning.at_once), []
+    with meaning.asked():
+        for rows in tqdm(parts, "batches", leave=False, disable=flag("CI") or flag("TQDM_DISABLE")):
+            generators = [random_at(seed, "sample", i) for i in rows.tolist()]
+            z = _draw(model, conds[rows].to(model.device), steps, w, name, generators)
+            images.append(meaning.decode(z).cpu())
+    return torch.cat(images)
 
 
 def _draw(model, cond: Tensor, steps: int, w: Weights, sampler: str, generators: list) -> Tensor:

@@ -7,19 +7,16 @@ its `config` (JSON) what builds it again. So a network of your own can be loaded
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 
 from cfgdistill.core.denoiser import Denoiser, ranges
 from cfgdistill.core.names import one_of
 from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, FlowSchedule, Schedule
 from cfgdistill.data.autoencoder import VAEEncoder, open_vae
-from cfgdistill.data.hub import nothing_fetched
 from cfgdistill.data.meaning import Classes, Prompts
 from cfgdistill.data.named import CIFAR10_CLASSES
 from cfgdistill.data.text import TextEncoder, as_tokenizer
@@ -52,6 +49,12 @@ def load(name_or_folder: str | Path, device: str | torch.device | None = None) -
         return _from_folder(Path(name_or_folder)).to(device).eval()
     with TemporaryDirectory() as own:
         return _from_folder(copy_pretrained(name, Path(own, "model"))).to(device).eval()
+
+
+def card_of(name_or_folder: str | Path) -> dict:
+    """The card of a model that `load` opens: what it is, and how it was made."""
+    name = shipped_name(name_or_folder)
+    return read_card(name_or_folder) if name is None else shipped_card(name)
 
 
 def shipped_name(given: str | Path) -> str | None:
@@ -186,35 +189,6 @@ def _schedule(said: str | dict) -> Schedule:
 # ---- what its numbers mean -------------------------------------------------------------------
 
 
-class Pipeline:
-    """The meaning of a model that was made from a Stable Diffusion pipeline, opened when needed."""
-
-    def __init__(self, base: str):
-        self.base = base
-
-    @cached_property
-    def prompts(self) -> Prompts:
-        from cfgdistill.teachers.stable_diffusion import open_pipeline
-
-        with nothing_fetched():
-            pipe = open_pipeline(self.base)
-        text = TextEncoder(pipe.tokenizer, pipe.text_encoder).eval()
-        return Prompts(text, VAEEncoder(pipe.vae), embedded=True)
-
-    @property
-    def null(self) -> Tensor:
-        return self.prompts.null
-
-    def conditions(self, given) -> Tensor:
-        return self.prompts.conditions(given)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.prompts.decode(z)
-
-    def keep(self, folder: Path) -> dict:
-        return {"pipeline": self.base}
-
-
 # Of models that were trained before their cards said it.
 CLASS_NAMES = {"digits": tuple("0123456789"), "cifar10": tuple(CIFAR10_CLASSES)}
 
@@ -229,7 +203,9 @@ def _meaning(denoiser: Denoiser, folder: Path, card: dict):
         return Prompts.kept(folder, entry, denoiser.net.text)
     base = entry.get("pipeline", recipe.get("base"))
     if base is not None:
-        return Pipeline(base)
+        from cfgdistill.teachers.stable_diffusion import Pipeline
+
+        return Pipeline(base, recipe.get("precision", "full"))
     autoencoder = card["about"].get("autoencoder")
     return None if autoencoder is None else _shipped_prompts(denoiser, recipe, autoencoder)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,11 +21,11 @@ from cfgdistill.core.samplers import ddim, last
 from cfgdistill.core.schedules import DiscreteSchedule
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.captioned import load_captioned
-from cfgdistill.data.hub import name_and_revision, to_fetch
+from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.latents import Latents, cached, cached_latents, latents_key
+from cfgdistill.data.meaning import Prompts
 from cfgdistill.data.tables import last_line
 from cfgdistill.data.text import TextEncoder, build_text_encoder
-from cfgdistill.teachers.files import Pipeline
 from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub
 from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.environment import default_device, frozen_dtype
@@ -169,7 +170,7 @@ def load_latents(recipe, folder: str | Path, split: str = "train") -> Latents:
         teacher = GuidedDenoiser(base_denoiser(pipe).to(device), empty)
         how = {"steps": recipe.data_free, "w": OWN_W, "seed": recipe.seed}
         made_of = f"{fingerprint(teacher)} {json.dumps(how)}"
-        with autocast(recipe):
+        with autocast(recipe.precision):
             latents = own_latents(teacher, conds, folder, made_of=known, **how)
     else:
         made_of = latents_key(vae, images)
@@ -186,7 +187,7 @@ def load_latents(recipe, folder: str | Path, split: str = "train") -> Latents:
         pictures=images,
         vae=vae,
         empty=empty,
-        pipeline=Pipeline(recipe.base),
+        pipeline=Pipeline(recipe.base, recipe.precision),
     )
 
 
@@ -270,9 +271,37 @@ def _open(recipe):
     return pipe
 
 
-def autocast(recipe):
+class Pipeline(Prompts):
+    """The meaning of a model that was made from a Stable Diffusion pipeline, opened when needed."""
+
+    at_once, embedded = PART, True
+
+    def __init__(self, base: str, precision: str):
+        self.base, self.precision = base, precision
+
+    @cached_property
+    def pipe(self):
+        with nothing_fetched():
+            return open_pipeline(self.base)
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        return TextEncoder(self.pipe.tokenizer, self.pipe.text_encoder).eval()
+
+    @cached_property
+    def vae(self) -> VAEEncoder:
+        return VAEEncoder(self.pipe.vae)
+
+    def asked(self):
+        return autocast(self.precision)
+
+    def keep(self, folder: Path) -> dict:
+        return {"pipeline": self.base}
+
+
+def autocast(precision: str):
     """A context in which networks are asked in half precision, where the device gains from it."""
-    half = frozen_dtype(recipe.precision)
+    half = frozen_dtype(precision)
     return nullcontext() if half is None else torch.autocast(default_device().type, half)
 
 
