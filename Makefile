@@ -9,7 +9,7 @@ NAMES ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo demo-latent test bench results notebooks resolve wheel lint clean
+.PHONY: help env demo demo-latent test bench results notebooks editions resolve wheel lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make bench      time updates and samplers against their bare parts; writes out/bench.json"
 	@echo "make results    measure every model in data/pretrained again; NAMES=digits for one data set"
 	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
+	@echo "make editions   notebooks for a class, with blanks, for teachers and for nbgrader: out/editions"
 	@echo "make lint       ruff, check and format"
 	@echo "make resolve    do the tested versions fit every Python and system that the README names?"
 	@echo "make wheel      does the package work, and find its models, where it is installed from a wheel?"
@@ -80,6 +81,9 @@ results: $(STAMP)
 
 notebooks: $(STAMP)
 	@$(BIN)/python notebooks/tools/course.py build $(NAMES) --dataset '$(DATASET)' --profile '$(PROFILE)'
+
+editions: $(STAMP)
+	@$(BIN)/python notebooks/tools/editions.py $(NAMES)
 
 # Asks the package index alone, and installs nothing but uv.
 resolve: $(STAMP)

@@ -38,7 +38,10 @@
 # | `laptop` (the default) | two CPU cores | about a minute |
 # | `colab`, `paper` | any CPU | some minutes, for smaller errors |
 #
-# Allow about 50 minutes to read it.
+# Allow about 50 minutes to read it, and 25 for the exercises.
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=00`.
 
 # %%
 import importlib.util
@@ -72,6 +75,7 @@ from cfgdistill import (
     train,
 )
 from cfgdistill.core.names import one_of
+from cfgdistill.course import checks
 from cfgdistill.judge.plotting import COLORS, figure, show
 from cfgdistill.training.checkpoints import provenance
 
@@ -117,7 +121,55 @@ show(fig, alt="Three classes of points in the plane: spiral arms that start at t
 # Many different $x$ can lie behind the same $z_t$, so no guess is always right. Trained with a squared error,
 # the best guess is the average of all of them, $\mathbb{E}[x \mid z_t]$. Remember that word, *average*: it is
 # the reason why a diffusion model needs many steps.
+
+# %% [markdown]
+# ### Exercise 1: an average by brute force *(fill in a line, 5 minutes)*
 #
+# You need no formula for this average if you have enough examples. Given a million pairs $(x, z_t)$ at $t = 0.5$, `average` is to
+# estimate the best guess at one place of the plane: the mean of all $x$ whose $z_t$ lies within 0.1 of it.
+#
+# <details><summary>Hint 1</summary>
+#
+# The distance of every $z_t$ from the place is `(z_t - place).norm(dim=1)`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A tensor of truth values selects rows: `x[near]`.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "average", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def average(z_t, x, place):
+    """The mean of the x whose z_t is near a place: z_t, x [n, 2], place [2] -> [2]."""
+    ### BEGIN SOLUTION
+    near = (z_t - place).norm(dim=1) < 0.1
+    return x[near].mean(0)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "average-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.average(average))
+### BEGIN HIDDEN TESTS
+assert checks.average(average).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Expected:* (0.27, 0.18) at the place (0.6, 0.3), from about 4,600 points; the exact answer is (0.276, 0.179).
+#
+# *Common wrong answers:* the mean of `z_t[near]` gives back the place; the place over $\alpha$ undoes the scaling only; the $x$ of the nearest $z_t$ is a
+# sample, another one for another draw; `x.mean(0)` forgets to select.
+#
+# *To discuss:* how many points would be near in 64 dimensions instead of 2, and what does a network do about it?
+#
+# </details>
+
+# %% [markdown]
 # For images a network has to learn this average. For our blobs it is a formula. If $x$ came from a blob with
 # centre $\mu$ and standard deviation $s$, then $z_t$ is Gaussian around $\alpha_t \mu$ with variance
 # $q = \alpha_t^2 s^2 + \sigma_t^2$, and the best guess moves from $\mu$ towards $z_t / \alpha_t$ by the share
@@ -281,8 +333,52 @@ panels({f"guided teacher, w = {w:g}, 256 NFE": sample for w, sample in reference
 #
 # ## 5. Why not simply take fewer steps?
 #
-# **What does the exact teacher give in 1, 2 and 4 steps?** It is the best denoiser there is, so the fault cannot
+# What if the exact teacher takes only a few steps? It is the best denoiser there is, so whatever is wrong then, the fault cannot
 # lie in its training.
+
+# %% [markdown]
+# ### Exercise 2: where does a single step land? *(predict before the figure, 3 minutes)*
+#
+# At $t = 1$ we have $\alpha = 0$: nothing of $x$ is in $z_1$. So with a class the exact guess is the mean of that class, whatever the noise was, and without a class it is the mean of
+# everything, which is 0 in our pinwheel. One step from $t = 1$ to $t = 0$ lands on the *guided* guess. **Where is that at $w = 3$, in multiples of the class mean?**
+#
+# <details><summary>Hint</summary>
+#
+# Put both guesses into $(1 + w)\, \hat x(z_t, \text{class}) - w\, \hat x(z_t)$.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "landing", "locked": false, "schema_version": 3, "solution": true, "task": false}
+landing = None
+### BEGIN SOLUTION
+landing = 4.0
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "landing-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.landing(landing))
+### BEGIN HIDDEN TESTS
+assert checks.landing(landing).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $(1 + 3) \cdot \text{mean of the class} - 3 \cdot 0$: four times as far out as the class mean, for every noise.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 1 ("at the class mean": that is $w = 0$), 3 (mixes up $w$ with $1 + w$).
+#
+# *To discuss:* why is a picture with four times the contrast of an average not a good picture?
+#
+# </details>
+
+# %% [markdown]
+# **What does the exact teacher give in 1, 2 and 4 steps?**
 
 # %%
 pictures = {}
@@ -389,8 +485,53 @@ for w in (0.0, 1.0, 3.0):
 #
 # $$z_t = \alpha_t \tilde x + \sigma_t \tilde\varepsilon, \qquad z_s = \alpha_s \tilde x + \sigma_s \tilde\varepsilon .$$
 #
-# We know $z_t$ and $z_s$: two equations, two unknowns. Multiply the first by $\sigma_s / \sigma_t$, subtract it from the
-# second, and $\tilde\varepsilon$ is gone:
+# %% [markdown]
+# ### Exercise 3: the target of distillation *(derive, 8 minutes)*
+#
+# We know $z_t$ and $z_s$, and the four levels: two equations, two unknowns. **Solve them for $\tilde x$.**
+#
+# <details><summary>Hint 1</summary>
+#
+# Multiply the first equation by a number that makes its $\tilde\varepsilon$ as large as that of the second.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The number is $\sigma_s / \sigma_t$. Subtract, and $\tilde\varepsilon$ is gone.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "implied_x", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def implied_x(z_t, z_s, alpha_t, sigma_t, alpha_s, sigma_s):
+    """The x that is mixed into z_t and into z_s with the same eps."""
+    ### BEGIN SOLUTION
+    ratio = sigma_s / sigma_t
+    return (z_s - ratio * z_t) / (alpha_s - ratio * alpha_t)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "implied_x-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.implied_x(implied_x))
+### BEGIN HIDDEN TESTS
+assert checks.implied_x(implied_x).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $z_s / \alpha_s$ (right at $s = 0$ alone); $(z_s - z_t) / (\alpha_s - \alpha_t)$, without the ratio; a plus sign; the ratio in the numerator only.
+#
+# *Accepted:* every form that is equal, such as $(\sigma_t z_s - \sigma_s z_t) / (\sigma_t \alpha_s - \sigma_s \alpha_t)$, which is the formula of two lines and their crossing.
+#
+# *To discuss:* when does the denominator vanish? (At $s = t$ only: no step.)
+#
+# </details>
+
+# %% [markdown]
+# Multiply the first equation by $\sigma_s / \sigma_t$, subtract it from the second, and $\tilde\varepsilon$ is gone:
 #
 # $$\tilde x = \frac{z_s - (\sigma_s / \sigma_t)\, z_t}{\alpha_s - (\sigma_s / \sigma_t)\, \alpha_t} .$$
 #
@@ -436,6 +577,55 @@ for steps in (1, 2, 4, 8, 64):
     print(f"N = {steps}: one student step is two teacher steps to 1e-10: {worst < 1e-10}")
 
 # %% [markdown]
+# ### Exercise 4: a famous mistake *(find the mistake, 5 minutes)*
+#
+# After its two steps the teacher has a fresh guess, `second.x`. Public code exists that takes *this* for the target of the student. Let the student have $N = 4$ steps; interval $i$ goes
+# from $t = i/4$ to $s = (i - 1)/4$. **In which intervals does a step with `second.x` still land on $z_s$?** Answer with a set, such as `{1, 2}`.
+#
+# <details><summary>Hint 1</summary>
+#
+# The student takes its $\tilde\varepsilon$ from $z_t$ and $\tilde x$. Is it the noise that the teacher used in its second step?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# What if $\sigma_s = 0$?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "second_x_lands", "locked": false, "schema_version": 3, "solution": true, "task": false}
+second_x_lands = None
+### BEGIN SOLUTION
+second_x_lands = {1}
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "second_x_lands-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.second_x_lands(second_x_lands))
+### BEGIN HIDDEN TESTS
+assert checks.second_x_lands(second_x_lands).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# The teacher lands on $z_s = \alpha_s x_2 + \sigma_s \varepsilon_2$ with *its* $\varepsilon_2$, the noise that belongs to $x_2$ at the midpoint. The student's belongs to $x_2$ at $z_t$ and is another one. Only at $s = 0$ is there no
+# noise in $z_s$: the last interval, $i = 1$. So with $N = 1$, where the last interval is the only one, **a test of the wrong target passes**. [Notebook 04](04_stage_two.ipynb) measures
+# how far the others miss.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $\{4\}$, counting from the noise, or because "that is where the noise is"; all of them ("it is the better guess").
+#
+# *To discuss:* which test would have caught it? (Any interval with $s > 0$: landing on $z_s$ is the definition of the target.)
+#
+# </details>
+
+# %% [markdown]
 # A student that has learned this takes $N$ steps. It becomes the teacher of the next student, which takes
 # $N/2$, and so on down to 1. Each student starts from the weights of its teacher, so it has little to
 # learn; and it keeps its $w$ input, so all weights are distilled at once.
@@ -444,7 +634,7 @@ for steps in (1, 2, 4, 8, 64):
 # ([Luhman & Luhman](https://arxiv.org/abs/2101.02388)). Such a student even inherits less: no error but that of the 64
 # steps. What speaks against it is the price. Every target costs 64 evaluations of the stage-one model instead of 2,
 # for every example of every update. And a student of the staircase starts close to its answer, since the answers of
-# $2N$ steps and of $N$ steps are much alike. Starting the staircase at its foot is not a third way: see exercise 1.
+# $2N$ steps and of $N$ steps are much alike. Starting the staircase at its foot is not a third way: see the first of the further questions.
 
 # %%
 started = time.perf_counter()
@@ -478,7 +668,7 @@ panels(pictures, 3, alt, reach=3.6)
 # At the `laptop` profile the right column repeats the left one, with one evaluation instead of 256. Look
 # closely at $w = 0$, though: where the arms meet, the student leaves a small gap. As the numbers above the figure say,
 # its error there is about three times that at $w = 1$ and 3. It is where stage one was worst already, and for the
-# same reason: near $w = 0$ the samples move fastest with $w$. The last exercise takes this up.
+# same reason: near $w = 0$ the samples move fastest with $w$. The last of the further questions takes this up.
 #
 # **How far is each sample from where the exact walk of the same noise ends?** As the exact walk we take 1,024 steps of
 # the teacher, for 1,000 new noises and $w$ uniform in $[0, 4]$. (128 steps would not do as a yardstick here: they are
@@ -509,7 +699,48 @@ for name, steps, nfe, mse, rmse in rows:
 
 mse, rmse = (a / b for a, b in zip(rows[6][3:], rows[-1][3:], strict=True))
 print(f"one step, teacher over student: {rmse:.0f} times in rmse, {mse:.0f} times in mse")
-print(f"share of stage one in the one-step student's mse: {rows[7][3] / rows[-1][3]:.0%}")
+
+# %% [markdown]
+# ### Exercise 5: who made the error? *(read a table, 5 minutes)*
+#
+# The last row is the one-step student, the row "stage one" the model that its chain of halvings started from. **Which share of the student's squared error was there before the first
+# halving?** Take the two numbers from `rows`, so that the answer fits your run.
+#
+# <details><summary>Hint 1</summary>
+#
+# A row is (model, steps, NFE, mse, rmse), and stage one is `rows[7]`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Errors with independent causes add up when they are squared, as variances do.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "share_of_stage_one", "locked": false, "schema_version": 3, "solution": true, "task": false}
+share_of_stage_one = None
+### BEGIN SOLUTION
+share_of_stage_one = rows[7][3] / rows[-1][3]
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "share_of_stage_one-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.share_of_stage_one(share_of_stage_one, rows[7][3], rows[-1][3]))
+### BEGIN HIDDEN TESTS
+assert checks.share_of_stage_one(share_of_stage_one, rows[7][3], rows[-1][3]).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Expected at `laptop`:* 0.35.
+#
+# *Common wrong answers:* 0.59, the ratio of the rmse (the roots do not add up); 0.65, the share of the halvings; 2.9, upside down.
+#
+# *To discuss:* why does the square of stage one lie on the teacher's line in the next figure?
+#
+# </details>
 
 # %%
 fig, axis = figure(width=6.2, height=3.6)
@@ -545,7 +776,7 @@ show(fig, alt=alt)
 # teacher is a network with errors of its own, the student a U-Net, and the distance between two sets of samples has to
 # be measured with more care.
 #
-# ## Exercises
+# ## Further questions
 #
 # 1. **Start at the foot of the staircase.** Run stage two with `start=1`, so that the one-step student learns from
 #    *two* steps of stage one. How large is its error, and why does more training not help? *Hint: compute the error of
@@ -554,12 +785,9 @@ show(fig, alt=alt)
 # 2. **Outside the range.** Ask a student for $w = 5$. What happens, and why is a refusal better than an answer?
 #    *Hint: call `last(ddim(students[1], noise, 1, classes, 5.0))`; then set `students[1].w_range = None`, try again,
 #    and compare with the teacher at $w = 5$.*
-# 3. **A famous mistake.** In `two_steps_as_one`, return the teacher's second guess, `second.x`, instead of the
-#    implied one. In which interval does the step still land on $z_s$, and for which $N$ does the check therefore pass?
-#    (Take the comparison with `progressive_target` out first.) *Hint: look at $s = 0$. The second step then ends on the guess of $x$ itself.*
-# 4. **How crooked is a walk?** Compute the length of each walk over the distance between its ends, for
+# 3. **How crooked is a walk?** Compute the length of each walk over the distance between its ends, for
 #    $w = 0, 1, 3$. *Hint: `walk` returns all points; the length is the sum of `path.diff(dim=0).norm(dim=-1)`.*
-# 5. **More practice near $w = 0$.** Train stage one with $w = 4 u^3$, $u$ uniform, and compare the errors at $w = 0$ and at
+# 4. **More practice near $w = 0$.** Train stage one with $w = 4 u^3$, $u$ uniform, and compare the errors at $w = 0$ and at
 #    $w = 3$. Which $w$ pays for it? *Hint: `stage_one_loss` and
 #    `distill_progressively` take `w_power=3`. On images we shall do exactly this, in notebook 03.*
 #

@@ -34,7 +34,10 @@
 # | --- | --- | --- |
 # | all of them | any CPU | seconds; with `dataset = "cifar10"` also the download |
 #
-# Allow about 45 minutes to read it.
+# Allow about 45 minutes to read it, and 25 for the exercises.
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=01`.
 #
 # **Sources.** The prediction $v$ and the loss weightings are from
 # [Salimans & Ho](https://arxiv.org/abs/2202.00512), the sampler is [DDIM](https://arxiv.org/abs/2010.02502), the cosine
@@ -71,6 +74,7 @@ from cfgdistill import (
     snr_plus_one,
     truncated_snr,
 )
+from cfgdistill.course import checks
 from cfgdistill.judge.plotting import COLORS, draw_images, figure, show
 from cfgdistill.training.checkpoints import provenance
 
@@ -128,8 +132,8 @@ show(fig, alt=alt)
 # %% [markdown]
 # With the first row in mind you can name most images up to about $t = 0.4$; from $t = 0.8$ on they look alike to us. (To be shown, values outside
 # $[-1, 1]$ are cut off. The model sees them whole.) That is what *we* can read. When a sampler makes up its mind is
-# another question. To answer it, split one walk into two at some $t$ and see how far apart they end: exercise 5
-# does that with the teacher of notebook 02.
+# another question. To answer it, split one walk into two at some $t$ and see how far apart they end: the last of the further
+# questions does that with the teacher of notebook 02.
 #
 # ## 2. Four ways to say how noisy
 #
@@ -170,8 +174,51 @@ show(fig, alt=alt)
 # $$v := \frac{d z}{d \phi} = -\sin\phi\, x + \cos\phi\, \varepsilon = \alpha\, \varepsilon - \sigma\, x .$$
 #
 # So $v$ is a **velocity**: the direction in which noising moves $z_t$. It is the same circle, a quarter of a turn ahead.
-# Two perpendicular arms $(z, v)$ that turn together are just another pair of axes, so one rotates back to get $x$
-# and $\varepsilon$:
+
+# %% [markdown]
+# ### Exercise 1: turn the arms back *(derive, 6 minutes)*
+#
+# Two perpendicular arms $(z, v)$ that turn together are just another pair of axes. So whoever knows $z$ and $v$ knows $x$ and $\varepsilon$. **Write both in terms of $z$ and $v$.**
+#
+# <details><summary>Hint 1</summary>
+#
+# Compute $\alpha z - \sigma v$ with $z = \alpha x + \sigma\varepsilon$ and $v = \alpha\varepsilon - \sigma x$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# What remains has a factor $\alpha^2 + \sigma^2$, which is 1.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "from_v", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def from_v(v, z, alpha, sigma):
+    """x and eps behind z."""
+    ### BEGIN SOLUTION
+    return alpha * z - sigma * v, sigma * z + alpha * v
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "from_v-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.from_v(from_v))
+### BEGIN HIDDEN TESTS
+assert checks.from_v(from_v).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $\alpha z + \sigma v$ (turned the wrong way); $\alpha$ and $\sigma$ swapped; the two results in the wrong order. At $t = 0$ and $t = 1$ some of these pass: the check takes an angle in between.
+#
+# *To discuss:* the matrix of this map and that of its inverse. Why are they transposes of each other?
+#
+# </details>
+
+# %% [markdown]
+# One rotates back to get $x$ and $\varepsilon$:
 #
 # $$x = \alpha z - \sigma v, \qquad \varepsilon = \sigma z + \alpha v .$$
 #
@@ -250,10 +297,53 @@ for kind in ("x", "eps", "v"):
     print(f"{kind:>3} gives back x, eps and v to 1e-12: {worst < 1e-12}")
 
 # %% [markdown]
-# Two of the three branches divide. $\varepsilon$ to $x$ divides by $\alpha$, which is 0 at $t = 1$;
-# $x$ to $\varepsilon$ divides by $\sigma$, which is 0 at $t = 0$. A real network is never exact, and a division by a
-# small number makes a small mistake large.
+# ### Exercise 2: who explodes, and where? *(predict before the figure, 4 minutes)*
 #
+# Two of the three branches divide. A real network is never exact, and a division by a small number makes a small mistake large. **Which predictions explode
+# towards $t = 1$, and which towards $t = 0$? And which of the three can a student use that takes one single step, from $t = 1$?** Answer with sets of `"x"`, `"eps"` and `"v"`.
+#
+# <details><summary>Hint 1</summary>
+#
+# $\alpha = 0$ at $t = 1$, and $\sigma = 0$ at $t = 0$. Look for the divisions in `all_three`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# What is $v = \alpha\varepsilon - \sigma x$ at $t = 1$?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "explosions", "locked": false, "schema_version": 3, "solution": true, "task": false}
+explosions = {"t = 1": ..., "t = 0": ..., "one step": ...}
+### BEGIN SOLUTION
+explosions = {"t = 1": {"eps"}, "t = 0": {"x"}, "one step": {"x", "v"}}
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "explosions-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.explosions(explosions))
+### BEGIN HIDDEN TESTS
+assert checks.explosions(explosions).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $\varepsilon$ to $x$ divides by $\alpha$, which is 0 at $t = 1$; $x$ to $\varepsilon$ divides by $\sigma$, which is 0 at $t = 0$; $v$ only multiplies. At $t = 1$, $v = -x$. So for a single step $x$ and $v$ are the same, and both will do.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* one step with $v$ only (since the course uses it); $\varepsilon$ "because it is the standard"; the two ends swapped.
+#
+# *To discuss:* what speaks against $x$ is not one-step sampling. What is it? (The text after the figure.)
+#
+# </details>
+
+# %% [markdown]
 # **If the output of the network is off by a little, how far off are $x$ and $\varepsilon$?** We add a small error to the true output,
 # convert, and measure.
 
@@ -352,7 +442,44 @@ show(fig, alt=alt)
 #
 # $$z_s = \cos(d)\, z_t + \sin(d)\, v .$$
 #
-# The step is linear in $v$. So if somebody tells you where a step **landed**, you can say which $v$ made it:
+# %% [markdown]
+# ### Exercise 3: where did it come from? *(derive, 5 minutes)*
+#
+# The step is linear in $v$. So if somebody tells you where a step **landed**, you can say which $v$ made it. **Solve for it.**
+#
+# <details><summary>Hint</summary>
+#
+# Solve $z_s = \cos(d)\, z_t + \sin(d)\, v$ for $v$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "implied", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def implied(z_t, z_s, d):
+    """The v whose step by the angle d leads from z_t to z_s; d is a tensor."""
+    ### BEGIN SOLUTION
+    return (z_s - d.cos() * z_t) / d.sin()
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "implied-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.implied(implied))
+### BEGIN HIDDEN TESTS
+assert checks.implied(implied).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $(z_s - z_t) / d$, the difference quotient, which is right for short steps only (so it passes a test with 64 steps and a loose tolerance); $d = \phi_t - \phi_s$, which gives $-v$; $\cos(d)$ forgotten.
+#
+# *To discuss:* for which $d$ does it fail? ($d = 0$, no step. $|d|$ never exceeds $\pi/2$.)
+#
+# </details>
+
+# %% [markdown]
+# The answer reads
 #
 # $$\tilde v = \frac{z_s - \cos(d)\, z_t}{\sin(d)} .$$
 #
@@ -449,7 +576,53 @@ show(fig, alt=alt)
 # of its work is done, and it was taught there on inputs that give the answer away. Hence two rules, which belong together: **let the
 # schedule end at $\alpha_1 = 0$, and predict $v$**, since an $\varepsilon$-prediction says nothing there (section 4). The cosine schedule
 # does the first, and small images forgive a lot; with Stable Diffusion you have to enforce both.
+
+# %% [markdown]
+# ### Exercise 4: mend the table *(find the mistake and repair it, 8 minutes)*
 #
+# `zero_terminal_snr` gets `alphas_cumprod`, the table of all $\alpha^2$, whose last entry ought to be 0. Shift $\alpha$ so that it ends at 0, then scale it so that its
+# first entry is what it was, and return a table of $\alpha^2$ again. (Lin et al., algorithm 1.)
+#
+# <details><summary>Hint 1</summary>
+#
+# What is shifted is $\alpha$, the square root of the table.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# One line: $(a - a_T) \cdot a_1 / (a_1 - a_T)$ for $a = \sqrt{\bar\alpha}$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "zero_terminal_snr", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def zero_terminal_snr(alphas_cumprod):
+    """The table with alpha_1 = 0 and its first entry as it was: [T] -> [T]."""
+    ### BEGIN SOLUTION
+    alpha = alphas_cumprod.sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    return alpha.square()
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "zero_terminal_snr-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.zero_terminal_snr(zero_terminal_snr))
+### BEGIN HIDDEN TESTS
+assert checks.zero_terminal_snr(zero_terminal_snr).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* shifting `alphas_cumprod` itself; not scaling back, so that the cleanest entry becomes noisier; setting the last entry alone to 0.
+#
+# *To discuss:* which prediction type can no longer be used with the mended table, and what follows for whoever owns a Stable Diffusion? (Notebook 11.)
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Two conventions for guidance
 #
 # The last trap is a matter of names, and a constant source of bugs. [Ho & Salimans](https://arxiv.org/abs/2207.12598), the paper,
@@ -475,21 +648,18 @@ in_v = convert(guide(a.v, b.v, 3.0), z, *levels, "v")
 print("guiding in x or in v is the same:", torch.allclose(in_v.x, guide(a.x, b.x, 3.0)))
 
 # %% [markdown]
-# ## Exercises
+# ## Further questions
 #
 # 1. **Even steps in what?** Make a schedule in which *logsnr* falls in a straight line from 10 to -10, and draw its angle
 #    against $t$. Where does a sampler with 4 equal steps in time now spend its steps? *Hint: subclass `Schedule` and return
 #    `torch.sigmoid(logsnr).sqrt()` as $\alpha$; which sigmoid is $\sigma^2$?*
-# 2. **Zero terminal SNR.** Repair the table: shift $\sqrt{\bar\alpha}$ (the square root of `alphas_cumprod`) so that its last entry
-#    is 0, scale it so that its first entry is what it was, and square it. Draw the last two figures again. *Hint: one line,
-#    $(a - a_T) \cdot a_1 / (a_1 - a_T)$. Which prediction type can no longer be used?*
-# 3. **The other target.** Papers on progressive distillation write the target for $x$,
+# 2. **The other target.** Papers on progressive distillation write the target for $x$,
 #    $\tilde x = (z_s - \tfrac{\sigma_s}{\sigma_t} z_t) / (\alpha_s - \tfrac{\sigma_s}{\sigma_t} \alpha_t)$. Show that it is $\alpha_t z_t - \sigma_t \tilde v$
 #    with our $\tilde v$: first with numbers, then on paper. *Hint: multiply numerator and denominator by $\sigma_t$ and look for $\sin(\phi_t - \phi_s)$.*
-# 4. **Is $v$ really perpendicular to $z$?** Compute the cosine of the angle between $z_t$ and $v$ for the images above. Why is it not
+# 3. **Is $v$ really perpendicular to $z$?** Compute the cosine of the angle between $z_t$ and $v$ for the images above. Why is it not
 #    exactly 0, although the circle says so? *Hint: the picture takes $x$ and $\varepsilon$ as perpendicular and equally long.
 #    How true is that with these pixels?*
-# 5. **When does a sampler make up its mind?** (After notebook 02.) Take the teacher down to $t = 0.7$ in small steps, add a little
+# 4. **When does a sampler make up its mind?** (After notebook 02.) Take the teacher down to $t = 0.7$ in small steps, add a little
 #    fresh noise, $0.1\, \varepsilon'$, to its $z_t$, and walk on from both points. How far apart are the two samples? And if they part at
 #    $t = 0.2$? *Hint: the loop of `sample_from_scratch` in notebook 02, with another start and another first $z$.*
 #
