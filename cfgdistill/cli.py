@@ -30,7 +30,7 @@ ABOUT = """Distillation of classifier-free-guided diffusion models (Meng et al.,
   distill    stage one (w becomes an input), then stage two (half as many steps, again and again)
   sample     images from any of the models, as a png or as safetensors
   evaluate   quality and cost: Frechet and kernel distance, recall, network evaluations, ...
-  export     a student as a folder that stock diffusers loads, without this package
+  export     a student as a folder that stock diffusers loads, without this package; or as ONNX
 
 A session, in minutes on a laptop:
 
@@ -248,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
         "folder", help="a finished student, such as out/emoji-laptop/stage-two/steps-4"
     )
     export.add_argument("--to", default="exported", help="the new folder (exported)")
+    export.add_argument("--onnx", action="store_true", help="as ONNX, for runtimes without Python")
     return top
 
 
@@ -447,13 +448,17 @@ def _export(given) -> dict:
     """write a student as a pipeline for stock diffusers
 
     Text-to-image students become a StableDiffusionPipeline, class-conditional ones a pipeline whose
-    code lies in the folder. The model card says which steps and weights it was trained for.
+    code lies in the folder. The model card says which steps and weights it was trained for. With
+    --onnx, one or two ONNX files and a student.json with all that sampling needs beside them.
     """
     from cfgdistill.data.meaning import Classes
+    from cfgdistill.export.onnx import export_onnx
     from cfgdistill.export.stock import export
     from cfgdistill.teachers.files import card_of
 
     model, card = _load(given.folder), card_of(given.folder)
+    if given.onnx:
+        return {"folder": str(export_onnx(model, given.to))}
     about = {
         "recipe": card.get("recipe"),
         "minutes of its own training": card.get("minutes"),

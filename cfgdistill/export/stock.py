@@ -6,6 +6,7 @@ guidance_scale - 1 = w to `timestep_cond` and evaluate it once per step.
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,10 +18,8 @@ from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder
 from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
 
-MADE_WITH = (
-    'Made with cfgdistill after "On Distillation of Guided Diffusion Models" (Meng et al., CVPR '
-    "2023)."
-)
+MARK = "Made with cfgdistill"
+MADE_WITH = f'{MARK} after "On Distillation of Guided Diffusion Models" (Meng et al., CVPR 2023).'
 
 
 def stock_scheduler(schedule: Schedule):
@@ -38,6 +37,15 @@ def stock_scheduler(schedule: Schedule):
         clip_sample=False,
         steps_offset=1,
     )
+
+
+def check_student(student: Denoiser) -> None:
+    """ValueError for what is no finished student of guidance and of DDIM."""
+    if student.w_range is None or student.sampler not in (None, "ddim"):
+        raise ValueError(
+            "Only a network with an input for w that samples by DDIM can be exported: the student "
+            "of stage one, or one of stage two distilled with sampler='ddim'."
+        )
 
 
 def export(
@@ -58,11 +66,7 @@ def export(
     The folder is new, empty or an earlier export, which is replaced when all is written: OSError
     where anything else lies in it, or where there is no room.
     """
-    if student.w_range is None or student.sampler not in (None, "ddim"):
-        raise ValueError(
-            "Only a network with an input for w that samples by DDIM can be exported: the student "
-            "of stage one, or one of stage two distilled with sampler='ddim'."
-        )
+    check_student(student)
     if len(ranges(student.w_range)) > 1:
         raise ValueError(
             f"This student takes {len(ranges(student.w_range))} strengths, and stock pipelines ask "
@@ -86,11 +90,26 @@ def export(
     else:
         raise ValueError("Only image models can be exported, not those of points.")
     card = model_card(student, about or {}, class_names)
+
+    def write(made: Path) -> None:
+        pipeline.save_pretrained(made)
+        if hasattr(pipeline, "tokenizer"):
+            _as_others_know_it(made, pipeline.tokenizer)
+        (made / "README.md").write_text(card, encoding="utf-8")
+
+    return put(write, folder, marked="README.md")
+
+
+def put(write: Callable[[Path], object], folder: str | Path, *, marked: str) -> Path:
+    """What `write(made)` leaves in a folder, put into `folder`; an earlier export is replaced.
+
+    `marked` is the file of it that says `MARK`. OSError as for `export`.
+    """
     from safetensors import SafetensorError
 
     folder = Path(folder)
     try:
-        _write(pipeline, card, folder.absolute())
+        _put(write, folder.absolute(), marked)
     except FileExistsError:
         raise
     except (OSError, SafetensorError) as error:
@@ -101,20 +120,18 @@ def export(
     return folder
 
 
-def _write(pipeline, card: str, folder: Path) -> None:
-    """Everything beside, then in its place: a reader never sees half a pipeline."""
+def _put(write: Callable[[Path], object], folder: Path, marked: str) -> None:
+    """Everything beside, then in its place: a reader never sees half an export."""
     there = folder.exists()
     if not there:
         folder.parent.mkdir(parents=True, exist_ok=True)
     before = {p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir()}
-    readme = folder / "README.md"
-    ours = readme.exists() and MADE_WITH in readme.read_text(encoding="utf-8", errors="replace")
+    mark = folder / marked
+    ours = mark.exists() and MARK in mark.read_text(encoding="utf-8", errors="replace")
     with TemporaryDirectory(dir=folder if there else folder.parent, suffix=".tmp") as beside:
         made = Path(beside) / "made"
-        pipeline.save_pretrained(made)
-        if hasattr(pipeline, "tokenizer"):
-            _as_others_know_it(made, pipeline.tokenizer)
-        (made / "README.md").write_text(card, encoding="utf-8")
+        made.mkdir()
+        write(made)
         files = {p.relative_to(made): p for p in made.rglob("*") if p.is_file()}
         others = before - files.keys() if ours else before
         if others:
@@ -123,7 +140,7 @@ def _write(pipeline, card: str, folder: Path) -> None:
                 "Choose another folder."
             )
         for file in files.values():  # safetensors makes files that only their owner may read
-            file.chmod((made / "README.md").stat().st_mode)
+            file.chmod((made / marked).stat().st_mode)
         if not there:
             made.rename(folder)
             return
