@@ -38,7 +38,10 @@
 # | `paper` | a large GPU | the published budget |
 #
 # Unless you ask for training, finished models are loaded, and the notebook runs in a minute or two. Allow about 35
-# minutes to read it.
+# minutes to read it, and 15 for the exercises.
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=02`.
 #
 # **Sources.** [Ho & Salimans](https://arxiv.org/abs/2207.12598) for guidance, [DDIM](https://arxiv.org/abs/2010.02502) for the
 # sampler, [Heusel et al.](https://arxiv.org/abs/1706.08500) for the Fréchet distance of features.
@@ -73,6 +76,7 @@ from cfgdistill import (
     per_example,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import evaluate_rows, home, make_judge, train_teacher
 from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, show
 from cfgdistill.training.checkpoints import provenance, read_card
@@ -126,15 +130,52 @@ show(fig, alt=f"Ten rows of ten real training images of {dataset}, one row per c
 # [Ho & Salimans](https://arxiv.org/abs/2207.12598) is to train
 # one network for both: in a tenth of the examples the label is replaced by a **null label**
 # $\varnothing$, and the network learns that $\varnothing$ means "any class".
+
+# %% [markdown]
+# ### Exercise 1: lose the label *(fill in a line, 4 minutes)*
 #
+# **Write the line that takes labels away.** `u` holds one uniform random number for each example.
+#
+# <details><summary>Hint</summary>
+#
+# `torch.where(condition, a, b)` takes from `a` where the condition holds, and from `b` elsewhere.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "drop_label", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def drop_label(cond, u, drop, null):
+    """cond [b], with null in place of the label where u [b] says so: with probability drop."""
+    ### BEGIN SOLUTION
+    return torch.where(u < drop, null, cond)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "drop_label-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.drop_label(drop_label))
+### BEGIN HIDDEN TESTS
+assert checks.drop_label(drop_label).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* `u > drop`, which drops nine tenths. The loss curve looks good, and the labels are hardly learnt: worth showing. 0 as the null label: the zeros then mean "any digit" as well.
+#
+# *To discuss:* why a tenth? What would a half cost, and a hundredth?
+#
+# </details>
+
+# %% [markdown]
 # Everything else is ordinary denoising. Draw a time $t$, uniformly, and noise $\varepsilon$, mix
 # $z_t = \alpha_t x + \sigma_t \varepsilon$, and ask for the velocity $v = \alpha_t \varepsilon - \sigma_t x$.
-# Here is the whole loss. `u` holds one uniform random number for each example; it decides who loses the label.
+# Here is the whole loss. (`drop_condition` is the package's answer to exercise 1.)
 
 
 # %%
 def loss_from_scratch(denoiser, x, cond, t, eps, u):
-    cond = torch.where(u < recipe.drop, torch.full_like(cond, null), cond)
+    cond = drop_condition(cond, null, recipe.drop, u)
     alpha, sigma = (expand(a, x) for a in denoiser.schedule.alpha_sigma(t))
     z = alpha * x + sigma * eps
     v = alpha * eps - sigma * x
@@ -217,6 +258,52 @@ print("w = 3 from answers 2 and 1:", guide(2, 1, w=3))
 print("w = 0 is the conditional answer:", guide(2, 1, w=0))
 
 # %% [markdown]
+# ### Exercise 2: nothing for a label *(predict, 3 minutes)*
+#
+# Suppose we sample with the null label *as* the label. **What does $w$ do then?**
+#
+# - (a) It makes the samples clearer, as always.
+# - (b) Nothing: samples at all $w$ are the same.
+# - (c) It pushes them away from the digits.
+# - (d) It cannot be done.
+#
+# <details><summary>Hint</summary>
+#
+# What are the two answers now?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "null_as_label", "locked": false, "schema_version": 3, "solution": true, "task": false}
+null_as_label = None
+### BEGIN SOLUTION
+null_as_label = "b"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "null_as_label-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.null_as_label(null_as_label))
+### BEGIN HIDDEN TESTS
+assert checks.null_as_label(null_as_label).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# Both answers are $v_\theta(z_t, \varnothing)$, and $(1 + w)\, v - w\, v = v$. One gets digits of all classes, unguided at every $w$. So there is no guidance without a condition: what is exaggerated is the
+# *difference* that the condition makes.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (a), for whoever takes $w$ for a knob of contrast; (c), who remembers "away from the null answer".
+#
+# *To discuss:* a text-to-image model is given an empty prompt at `guidance_scale` 7.5. What comes out?
+#
+# </details>
+
+# %% [markdown]
 # **What does the network see under the noise?** We noise test images to $t = 0.75$ and look at
 # the $x$-prediction without label, with it, and guided.
 
@@ -281,7 +368,51 @@ print("the sampler from scratch is the package's")
 # evaluations per sample* (NFE) next to every result. (At $w = 0$ the second answer is multiplied by zero.
 # A sampler that knows this could skip it; we count the pair all the same, so that a column of a table
 # always means the same thing.)
+
+# %% [markdown]
+# ### Exercise 3: guidance for a part of the way *(count, 4 minutes)*
 #
+# Somebody guides only while $t > 0.3$, and asks once in the steps after that. A step is counted by the time at which it *begins*: 32 of them begin at $t = 32/32, 31/32, \dots, 1/32$. **How many network evaluations does
+# a sample cost?**
+#
+# <details><summary>Hint</summary>
+#
+# How many of the $i/32$ are above 0.3? And what do the others cost?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "count_nfe", "locked": false, "schema_version": 3, "solution": true, "task": false}
+count_nfe = None
+### BEGIN SOLUTION
+guided_steps = sum(i / 32 > 0.3 for i in range(1, 33))
+count_nfe = 2 * guided_steps + (32 - guided_steps)
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "count_nfe-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.count_nfe(count_nfe))
+### BEGIN HIDDEN TESTS
+assert checks.count_nfe(count_nfe).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# 23 steps begin above $t = 0.3$ and ask twice, 9 ask once: $46 + 9 = 55$ instead of 64. (Guidance in an interval of times only is a rule of its own:
+# [Kynkäänniemi et al.](https://arxiv.org/abs/2404.07724))
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 45 ($0.7 \cdot 64$: the other steps are not free), 46, and 54 or 56 by counting one off at the edge.
+#
+# *To discuss:* at which times would you leave guidance out? What is there to guide when the noise is nearly gone, and when there is nothing but noise?
+#
+# </details>
+
+# %% [markdown]
 # **What does $w$ do to samples?** The same noise, the same labels, three weights: two samples of each class.
 
 # %%
@@ -367,7 +498,49 @@ for name, x, neighbours in (
 # %% [markdown]
 # A sample is no nearer to its nearest training image than a test image is, or than training images are to each other. The
 # teacher has not copied anything.
+
+# %% [markdown]
+# ### Exercise 4: the best of the bad *(predict before the table, 4 minutes)*
 #
+# With 128 steps the distance grows with $w$: 0 is best, then 1, then 3, since guidance costs diversity. One *single* step gives one grey average for each class. **In which order are $w = 0$, 1 and 3 then, the best first?** (On
+# digits, with the teacher of the package.)
+#
+# <details><summary>Hint</summary>
+#
+# There is no diversity left to lose. What else is wrong with an average of images, and what does guidance do to it?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "order_at_one_step", "locked": false, "schema_version": 3, "solution": true, "task": false}
+order_at_one_step = None
+### BEGIN SOLUTION
+order_at_one_step = [1, 3, 0]
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "order_at_one_step-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.order_at_one_step(order_at_one_step))
+### BEGIN HIDDEN TESTS
+assert checks.order_at_one_step(order_at_one_step).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# See the text below the figure: the average of a class has too little contrast, $w = 1$ gives some of it back, and $w = 3$ too much.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 0, 1, 3, the order of many steps; 3, 1, 0, "the more contrast the better".
+#
+# *Model answer in words:* one answer for each class, moved $1 + w$ times as far from the average of all classes as the class is.
+#
+# </details>
+
+# %% [markdown]
 # **How many steps does the teacher need?** We halve and halve again.
 
 # %%
@@ -417,14 +590,12 @@ show(
 # So the teacher is good, and expensive. Two evaluations a step can be made one
 # ([notebook 03](03_stage_one.ipynb)). Many steps can be made few ([notebook 04](04_stage_two.ipynb)).
 #
-# ## Exercises
+# ## Further questions
 #
-# 1. Sample with the null label as the label, `torch.full_like(wanted, null)`. What do you get, and what
-#    does $w$ do now? (Hint: what are the two opinions?)
-# 2. Use $w = -0.5$. The package's samplers refuse; `sample_from_scratch` does not check.
+# 1. Use $w = -0.5$. The package's samplers refuse; `sample_from_scratch` does not check.
 #    Which way does guidance push now?
-# 3. Find the $w$ that has the lowest Fréchet distance at 32 steps. Is it 0? (Hint: try 0.1, 0.2, 0.5.)
-# 4. Apply guidance only while $t > 0.3$. How many evaluations does that save, and does anyone notice?
+# 2. Find the $w$ that has the lowest Fréchet distance at 32 steps. Is it 0? (Hint: try 0.1, 0.2, 0.5.)
+# 3. Apply guidance only while $t > 0.3$, as in exercise 3. Does anyone notice?
 #
 # **Next:** [03 · Stage one: guidance matching](03_stage_one.ipynb) puts the two evaluations into one.
 

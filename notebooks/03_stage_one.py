@@ -38,7 +38,10 @@
 # | `paper` | a large GPU | the published budget |
 #
 # Unless you ask for training, finished models are loaded; only four short trials are trained in any case. Allow about 40
-# minutes to read it.
+# minutes to read it, and 25 for the exercises.
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=03`.
 
 # %%
 import importlib.util
@@ -73,6 +76,7 @@ from cfgdistill import (
     train,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import evaluate_rows, home, make_judge, train_stage_one, train_teacher
 from cfgdistill.judge.plotting import (
     COLORS,
@@ -123,6 +127,53 @@ teacher = GuidedDenoiser(network, null=data.num_classes)
 # a target that is exact and free of noise. We measure the error in $v$. Notebook 01 showed that this is
 # the weighting $\omega = \mathrm{SNR} + 1$ of the error in $x$.
 
+# %% [markdown]
+# ### Exercise 1: the target *(fill in a line, 6 minutes)*
+#
+# **Write what the pair says**, in $v$, for a batch in which every example has its own $w$.
+#
+# <details><summary>Hint 1</summary>
+#
+# A tensor of shape [b] has to become [b, 1, 1, 1] before it multiplies images.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `w.reshape(-1, 1, 1, 1)`, or `expand(w, v_cond)` of the package.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "guided_target", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def guided_target(v_cond, v_uncond, w):
+    """(1 + w) v_cond - w v_uncond: v [b, c, h, w], w [b] -> [b, c, h, w]."""
+    ### BEGIN SOLUTION
+    w = w.reshape(-1, 1, 1, 1)
+    return (1 + w) * v_cond - w * v_uncond
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "guided_target-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.guided_target(guided_target))
+### BEGIN HIDDEN TESTS
+assert checks.guided_target(guided_target).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* `w` not reshaped. With 8 images 8 pixels wide this gives no error, and a $w$ for every column: the check uses just that batch. The two answers swapped, which shows at $w > 0$ only. diffusers' convention.
+#
+# *To discuss:* why is the teacher asked under `no_grad`? What would happen to it otherwise? (Nothing, unless it is in the optimiser; but the graph is kept, and memory doubles.)
+#
+# </details>
+
+
+# %% [markdown]
+# The loss is five lines. (`guide` is the package's answer to exercise 1.)
+
 
 # %%
 def loss_from_scratch(student, x, cond, w, t, eps):
@@ -135,10 +186,48 @@ def loss_from_scratch(student, x, cond, w, t, eps):
 
 
 # %% [markdown]
+# ### Exercise 2: two outputs? *(predict before the numbers, 4 minutes)*
+#
 # An attentive reader may object. The target is *affine* in $w$: $v_\theta(c) + w\,(v_\theta(c) - v_\theta(\varnothing))$. Two of its
-# values, at $w = 0$ and $w = 4$, say, determine all the others. **Why not give the network two outputs, one for each
-# of the pair, and guide afterwards?** For stage one alone that would do. But look at what stage two asks for: the $\tilde v$ whose
-# single step does two steps of the *guided* walk. Is the target at $w = 2$ still the mean of those at 0 and 4?
+# values, at $w = 0$ and $w = 4$, say, determine all the others. Why not give the network two outputs, one for each
+# of the pair, and guide afterwards? For stage one alone that would do. But look at what stage two asks for: the $\tilde v$ whose
+# single step does two steps of the *guided* walk. **Which target at $w = 2$ is the mean of those at 0 and 4?**
+#
+# - (a) Both, that of stage one and that of stage two.
+# - (b) That of stage one only.
+# - (c) That of stage two only.
+# - (d) Neither.
+#
+# <details><summary>Hint</summary>
+#
+# The second step begins where the first one has led. Does that depend on $w$?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "affine_in_w", "locked": false, "schema_version": 3, "solution": true, "task": false}
+affine_in_w = None
+### BEGIN SOLUTION
+affine_in_w = "b"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "affine_in_w-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.affine_in_w(affine_in_w))
+### BEGIN HIDDEN TESTS
+assert checks.affine_in_w(affine_in_w).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (a): "it is linear all the way". It is, in each evaluation, but the second one is asked at a place that depends on $w$.
+#
+# *To discuss:* for which number of steps is the difference small, and why? (Many: then the place hardly moves within two steps.)
+#
+# </details>
+
+# %% [markdown]
+# **Is the target at $w = 2$ the mean of those at 0 and 4?**
 # (The exact teacher of notebook 00; the interval of a student of $N$ steps that ends at the data.)
 
 # %%
@@ -159,7 +248,7 @@ for N in (32, 4, 1):
     print(f"implied v of a student, {N} steps: {off_the_mean(*implied):.2f}")
 
 # %% [markdown]
-# It is not: what guidance does in the first of the two steps changes where the second one begins. So one cannot distil the two
+# That of stage two is not: what guidance does in the first of the two steps changes where the second one begins. So one cannot distil the two
 # networks apart and guide afterwards ([notebook 07](07_evaluation.ipynb) shows how such a pair fails), and $w$ has to be an input. And
 # a student of one fixed $w$ would have to be trained anew for every other.
 #
@@ -324,13 +413,102 @@ show(
 )
 
 # %% [markdown]
+# ### Exercise 3: the best answer of the blind *(derive, 8 minutes)*
+#
+# A student that cannot see $w$ gives the answer of *one* weight $w^*$ to everybody. Its loss at $w$ is then proportional to $(w - w^*)^2$. The loss is weighted with $k(w)$, and $w$ is drawn from some distribution. **Which $w^*$ minimises
+# the mean of $k(w)\,(w - w^*)^2$?** You get many drawn `w`, and `k` for each.
+#
+# <details><summary>Hint 1</summary>
+#
+# Set the derivative with respect to $w^*$ to zero.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $\mathbb{E}[k\,w] = w^*\, \mathbb{E}[k]$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "blind_w", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def blind_w(w, k):
+    """The number that minimises the mean of k (w - number)^2: w, k [n] -> []."""
+    ### BEGIN SOLUTION
+    return (k * w).sum() / k.sum()
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "blind_w-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.blind_w(blind_w))
+### BEGIN HIDDEN TESTS
+assert checks.blind_w(blind_w).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* the plain mean (forgets $k$); $\mathbb{E}[k w]$ (forgets to divide); 4, "since there is most gradient".
+#
+# *Check:* uniform $w$ on $[0, 4]$ with $k = 1/(1 + w)^2$ has the closed form $(\ln 5 - 4/5) / (4/5) = 1.01$.
+#
+# *To discuss:* the balanced loss moves $w^*$ towards 0. Has the student learned anything by that?
+#
+# </details>
+
+# %% [markdown]
 # Remember that the fresh student's error at $w = 0$ was zero. All four runs have lost it, uniform $w$ most of all. And the
 # four curves have the same shape: a parabola, as that of the fresh student, with its lowest point elsewhere. **Have
-# these students learned anything about $w$ yet?** The teacher's answers at all $w$ lie on a straight line,
-# $v_\theta(c) + w\,(v_\theta(c) - v_\theta(\varnothing))$. So we can look where on that line the student's answer is nearest: that
-# is the $w$ that it *delivers*, whatever it was asked for. Beside it stands the best answer $w^*$ of a student that cannot see
-# $w$ at all. It minimises $\mathbb{E}\, k(w)\, (w - w^*)^2$, where $k$ is the weight of the loss, so
-# $w^* = \mathbb{E}[k\, w] / \mathbb{E}[k]$.
+# these students learned anything about $w$ yet?** To find out, we ask for the $w$ that they deliver.
+
+# %% [markdown]
+# ### Exercise 4: which $w$ does it deliver? *(fill in a line, 8 minutes)*
+#
+# The teacher's answers at all $w$ lie on a straight line, $v_\theta(c) + w\,(v_\theta(c) - v_\theta(\varnothing))$. **Where on that line is a student's answer nearest?** That is the $w$ that it *delivers*,
+# whatever it was asked for. (One $w$ for the whole batch.)
+#
+# <details><summary>Hint 1</summary>
+#
+# It is the projection of $v_\text{student} - v_\theta(c)$ on a direction. Which?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A projection is $\langle a, b \rangle / \langle b, b \rangle$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "delivered", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def delivered(v_student, v_cond, v_uncond):
+    """The w of the point v_cond + w (v_cond - v_uncond) that is nearest to v_student."""
+    ### BEGIN SOLUTION
+    along = v_cond - v_uncond
+    return ((v_student - v_cond) * along).sum() / along.square().sum()
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "delivered-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.delivered(delivered))
+### BEGIN HIDDEN TESTS
+assert checks.delivered(delivered).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* the mean of the quotients, pixel by pixel (divides by nearly nothing); the quotient of the lengths (counts errors beside the line as guidance); starting at $v_\theta(\varnothing)$, which gives $1 + w$.
+#
+# *To discuss:* a student delivers 2.4 where it is asked for 3. Why may its Fréchet distance be *smaller* than the teacher's at 3? (Less guidance, more diversity. It is not better.)
+#
+# </details>
+
+# %% [markdown]
+# `delivered_w` of the package does this on noised training images. Beside it stands the best answer $w^*$ of a student that cannot see
+# $w$ at all, $w^* = \mathbb{E}[k\, w] / \mathbb{E}[k]$ (exercise 3).
 
 # %%
 print("trial                 delivers, asked for w = 0   for w = 4   best without seeing w")
@@ -491,7 +669,7 @@ print("network evaluations, teacher and student:", two[0]["nfe"], one[0]["nfe"])
 # important decisions, get no weight at all. The other two differ by at most a factor of two. The recipes use SNR + 1, which is the plain
 # error in $v$.
 #
-# ## Exercises
+# ## Further questions
 #
 # 1. Train with none of the three changes, `get_recipe(dataset, profile, w_power=1.0, w_rate=1.0, balanced=False)`, into
 #    another folder (`out`). Which $w$ suffers most? (Hint: it is not the one with the largest loss.)

@@ -37,7 +37,10 @@
 # | `colab` | one free T4 | `dataset = "cifar10"`: about a third of a session |
 # | `paper` | a large GPU | the published budget |
 #
-# Unless you ask for training, finished models are loaded. Allow about 40 minutes to read it.
+# Unless you ask for training, finished models are loaded. Allow about 40 minutes to read it, and 25 for the exercises.
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=04`.
 
 # %%
 import importlib.util
@@ -72,6 +75,7 @@ from cfgdistill import (
     sample_w,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import (
     evaluate_rows,
     home,
@@ -168,11 +172,104 @@ print(f"one step with the target lands where two steps land, to 1e-10: {worst < 
 print("the x form from scratch and the v form of the package agree")
 
 # %% [markdown]
+# ### Exercise 1: what two answers come to *(derive, 10 minutes)*
+#
+# The teacher answers $v_1$ at $z_t$ and $v_2$ at $z_m$, and each of its steps turns by the same angle $d$ (as it does with the cosine schedule, where $d < 0$ on the way down). The student turns by $2d$ at once.
+# **Write the $\tilde v$ that does both in terms of $v_1$, $v_2$ and $z_t$.**
+#
+# <details><summary>Hint 1</summary>
+#
+# $z_m = \cos d\, z_t + \sin d\, v_1$ and $z_s = \cos d\, z_m + \sin d\, v_2$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $\tilde v = (z_s - \cos 2d\, z_t) / \sin 2d$. Use $\sin 2d = 2 \sin d \cos d$ and $\cos^2 d - \cos 2d = \sin^2 d$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "two_in_one", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def two_in_one(v_1, v_2, z, d):
+    """The v whose one step by 2d from z lands where steps by d with v_1, then v_2, land."""
+    ### BEGIN SOLUTION
+    return (v_1 + v_2 / d.cos() + d.tan() * z) / 2
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "two_in_one-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.two_in_one(two_in_one))
+### BEGIN HIDDEN TESTS
+assert checks.two_in_one(two_in_one).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $$ \tilde v = \tfrac{1}{2} \Bigl( v_1 + \frac{v_2}{\cos d} + \tan d \; z_t \Bigr). $$
+#
+# For short steps, $d \to 0$, the target is simply the mean of the two answers. For the last student, $N = 1$ and $d = -\pi/4$, it is $\tfrac{1}{2} (v_1 + \sqrt{2}\, v_2 - z_t)$.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $(v_1 + v_2)/2$. The error fades as $N$ grows, so this one nearly passes a test with many steps; $v_2$ alone; a wrong sign of the tangent.
+#
+# *To discuss:* is $\tilde v$ between $v_1$ and $v_2$? What would a student learn that is trained with the mean?
+#
+# </details>
+
+# %% [markdown]
 # ## 2. A wrong target that looks right
 #
 # After its two steps the teacher has a fresh opinion about the image: the $x$-prediction at $z_m$. Surely
-# that is what the student should predict? It is an easy mistake to make. **By how much does the student
-# then miss $z_s$?**
+# that is what the student should predict? It is an easy mistake to make.
+
+# %% [markdown]
+# ### Exercise 2: where does it miss? *(predict before the figure, 3 minutes)*
+#
+# Let the student have $N = 4$ steps, and let interval $i$ lead from $t = i/4$ to $(i - 1)/4$. **In which interval does the wrong target miss most, and in which not at all?**
+#
+# <details><summary>Hint 1</summary>
+#
+# Exercise 4 of [notebook 00](00_two_dimensions.ipynb) asked for one of the two.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Where do the first and the second guess of the teacher differ most?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "where_it_misses", "locked": false, "schema_version": 3, "solution": true, "task": false}
+where_it_misses = {"most": ..., "not at all": ...}
+### BEGIN SOLUTION
+where_it_misses = {"most": 2, "not at all": 1}
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "where_it_misses-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.where_it_misses(where_it_misses))
+### BEGIN HIDDEN TESTS
+assert checks.where_it_misses(where_it_misses).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* most in interval 4, "where the noise is": there both guesses are averages, and alike; most in interval 1.
+#
+# *To discuss:* which number of steps would a careless author test with?
+#
+# </details>
+
+# %% [markdown]
+# **By how much does the student then miss $z_s$?**
 
 # %%
 N = 4
@@ -244,7 +341,7 @@ print(f"two updates of the student of {recipe.start} steps: loss {loss:.4f}")
 # will never be asked anything else. $w$ is drawn anew for each example, in every halving, so that the one-step
 # student still obeys its guidance weight. And every halving should have a fresh optimiser, with a learning rate
 # that falls to zero, so that what is passed on to the next student is a settled network. (Our loop has a constant rate;
-# exercise 4 repairs that.)
+# the fourth of the further questions repairs that.)
 #
 # `train_stage_two` runs the same loop with all of this and with checkpoints: a finished student is loaded, an interrupted run
 # continues. On digits the students go from 32 steps to 1. Of those, the package brings the students of 8, 4, 2 and 1 steps with it;
@@ -281,7 +378,49 @@ show(
 # %% [markdown]
 # The fewer the steps, the longer each one is, and the more it has to bend: each halving starts and ends
 # higher than the one before it. That is why those to 4 steps and fewer get three times the updates.
+
+# %% [markdown]
+# ### Exercise 3: what the stairs save *(count, 4 minutes)*
 #
+# At the `laptop` profile the students of 32, 16 and 8 steps get 200 updates each, those of 4, 2 and 1 step 600 each. Every target takes two evaluations of the student's teacher. Suppose somebody trains the one-step student for 600 updates on the ends of the
+# 64-step walk instead. **How many times as many evaluations do the targets cost then?** (For each image of a batch; without those of the student that learns.)
+#
+# <details><summary>Hint</summary>
+#
+# The stairs: 2 evaluations for each of all updates of the six students.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "staircase", "locked": false, "schema_version": 3, "solution": true, "task": false}
+staircase = None
+### BEGIN SOLUTION
+staircase = 64 * 600 / (2 * (3 * 200 + 3 * 600))
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "staircase-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.staircase(staircase))
+### BEGIN HIDDEN TESTS
+assert checks.staircase(staircase).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $64 \cdot 600 = 38{,}400$ against $2\,(3 \cdot 200 + 3 \cdot 600) = 4{,}800$: eight times as many. And 600 updates would hardly do for a student that starts so far from its answer.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 16 (one evaluation for a target of the stairs), 32 (compares single targets).
+#
+# *To discuss:* what does the walk have in its favour? (No error is passed on from student to student.)
+#
+# </details>
+
+# %% [markdown]
 # ## 4. Looking at samples
 #
 # **The same noise through teacher and students.** Every column is one noise and one label. Under each line stands how
@@ -411,6 +550,7 @@ print("model          NFE |" + "".join(f"  w = {w:g}" for w in weights))
 reference = {w: generate(teacher, steps=128, w=w, **arguments) for w in weights}
 models = [("teacher", teacher, steps) for steps in (32, 8, 4, 2, 1)]
 models += [("stage one", stage_one, 32)] + [("student", students[n], n) for n in shown]
+table = {}
 for name, model, steps in models:
     errors = [
         (generate(model, steps=steps, w=w, **arguments) - reference[w])
@@ -421,7 +561,52 @@ for name, model, steps in models:
         for w in weights
     ]
     nfe = 2 * steps if name == "teacher" else steps
+    table[name, steps] = dict(zip(weights, errors, strict=True))
     print(f"{name:10s} {nfe:7d} | " + " ".join(f"{error:6.3f}" for error in errors))
+
+# %% [markdown]
+# ### Exercise 4: where is the bargain smallest? *(read a table, 5 minutes)*
+#
+# The 8-step student and the teacher in 4 steps both cost 8 evaluations. **At which $w$ is the student's error the largest part of the teacher's?** Take the numbers from `table`, whose entry
+# `table["student", 8]` is `{w: rmse}`.
+#
+# <details><summary>Hint</summary>
+#
+# Divide the two, $w$ by $w$.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "least_gain", "locked": false, "schema_version": 3, "solution": true, "task": false}
+least_gain = None
+### BEGIN SOLUTION
+ratio = {w: table["student", 8][w] / table["teacher", 4][w] for w in weights}
+least_gain = max(ratio, key=ratio.get)
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "least_gain-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.least_gain(least_gain, table["student", 8], table["teacher", 4]))
+### BEGIN HIDDEN TESTS
+assert checks.least_gain(least_gain, table["student", 8], table["teacher", 4]).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# For the models of the package the quotients are 0.27, 0.31 and 0.40: the bargain is smallest at $w = 3$. It is still one.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Expected with the models of the package:* $w = 3$.
+#
+# *Common wrong answers:* $w = 0$, "since notebook 03 says that small $w$ is hard"; comparing with the teacher in 8 steps, which costs 16.
+#
+# *To discuss:* which stage is to blame? (Stage one alone has 0.043 of the 0.049 at $w = 3$.)
+#
+# </details>
 
 # %% [markdown]
 # This table is stricter. (Numbers of the students that come with the package.)
@@ -487,7 +672,7 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# ## Exercises
+# ## Further questions
 #
 # 1. Sample the 4-step student with 2 steps. The package refuses; set `student.steps = 2` and look. Why is a
 #    4-step student not a 2-step student? (Hint: at which times has it been trained, and for which jumps?)

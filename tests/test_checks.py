@@ -10,9 +10,14 @@ import jupytext
 import pytest
 import torch
 
+from cfgdistill import expand
 from cfgdistill.course import checks
 
+# What the solutions find in their notebooks.
+TABLE = {("student", 8): {0.0: 0.03, 1.0: 0.035, 3.0: 0.049}}
+TABLE["teacher", 4] = {0.0: 0.112, 1.0: 0.113, 3.0: 0.124}
 ROWS = [(0, 0, 0, float(k), k**0.5) for k in range(1, 12)]  # stage one has 8, the student 11
+FOUND = {"rows": ROWS, "table": TABLE, "weights": (0.0, 1.0, 3.0)}
 
 
 def exercises():
@@ -25,7 +30,10 @@ def exercises():
 
 
 def verdict(name: str, answer) -> str:
-    more = {"share_of_stage_one": (8.0, 11.0)}
+    more = {
+        "share_of_stage_one": (8.0, 11.0),
+        "least_gain": (TABLE["student", 8], TABLE["teacher", 4]),
+    }
     return getattr(checks, name)(answer, *more.get(name, ()))
 
 
@@ -153,13 +161,125 @@ ANSWERS = {
             "nothing has changed": lambda table: table,
         },
     ),
+    # 02
+    "drop_label": (
+        lambda cond, u, drop, null: cond.masked_fill(~(u >= drop), null),
+        {
+            "drops nine tenths": lambda cond, u, drop, null: torch.where(u > drop, null, cond),
+            "the label of a class": lambda cond, u, drop, null: torch.where(u < drop, 0, cond),
+            "no label is dropped": lambda cond, u, drop, null: cond,
+            "all labels are dropped": lambda cond, u, drop, null: torch.full_like(cond, null),
+        },
+    ),
+    "null_as_label": (
+        "(B)",
+        {"anything between": "a", "would have to differ": "c", "trained with it": "d"},
+    ),
+    "count_nfe": (
+        55.0,
+        {
+            "without the steps that are not guided": 46,
+            "seven tenths of 64": 44.8,
+            "not every step asks twice": 64,
+            "the last above 0.3": 54,
+            "the first above 0.3": 56,
+        },
+    ),
+    "order_at_one_step": (
+        torch.tensor([1.0, 3.0, 0.0]),
+        {
+            "order of many steps": [0, 1, 3],
+            "more than digits have": (3, 1, 0),
+            "the three weights": [1, 3],
+            "too little contrast": [0, 3, 1],
+        },
+    ),
+    # 03
+    "guided_target": (
+        lambda v_cond, v_uncond, w: torch.stack(
+            [c + one * (c - u) for c, u, one in zip(v_cond, v_uncond, w, strict=True)]
+        ),
+        {
+            "w went along the columns": lambda c, u, w: (1 + w) * c - w * u,
+            "the two answers are swapped": lambda c, u, w: u + expand(w, u) * (u - c),
+            "guidance_scale = w": lambda c, u, w: u + expand(w, u) * (c - u),
+            "must add up to 1": lambda c, u, w: (1 + expand(w, u)) * c + expand(w, u) * u,
+        },
+    ),
+    "affine_in_w": (
+        "B",
+        {"where the second one begins": "a", "whatever the two answers": "c", "is affine": "d"},
+    ),
+    "blind_w": (
+        lambda w, k: torch.dot(w, k / k.sum()),
+        {
+            "this is the mean of w": lambda w, k: w.mean(),
+            "divide by the sum of k": lambda w, k: (k * w).mean(),
+            "where k is largest": lambda w, k: w[k.argmax()],
+            "not the largest w": lambda w, k: w.max(),
+            "a mean of k": lambda w, k: (k * w).sum() / w.sum(),
+        },
+    ),
+    "delivered": (
+        lambda s, c, u: torch.linalg.lstsq((c - u).reshape(-1, 1), (s - c).reshape(-1, 1))[0][0, 0],
+        {
+            "a mean of quotients": lambda s, c, u: ((s - c) / (c - u)).mean(),
+            "beside the line": lambda s, c, u: (s - c).norm() / (c - u).norm(),
+            "the guidance scale": lambda s, c, u: (
+                ((s - u) * (c - u)).sum() / (c - u).square().sum()
+            ),
+            "from without label": lambda s, c, u: (
+                ((s - c) * (u - c)).sum() / (u - c).square().sum()
+            ),
+            "not by its length": lambda s, c, u: ((s - c) * (c - u)).sum() / (c - u).norm(),
+            "the shape should be []": lambda s, c, u: (s - c) / (c - u),
+        },
+    ),
+    # 04
+    "two_in_one": (
+        lambda v_1, v_2, z, d: (
+            (d.cos() * (d.cos() * z + d.sin() * v_1) + d.sin() * v_2 - (2 * d).cos() * z)
+            / (2 * d).sin()
+        ),
+        {
+            "the mean of the two": lambda v_1, v_2, z, d: (v_1 + v_2) / 2,
+            "not at the midpoint": lambda v_1, v_2, z, d: v_2,
+            "sign of the tangent": lambda v_1, v_2, z, d: (v_1 + v_2 / d.cos() - d.tan() * z) / 2,
+            "z is missing": lambda v_1, v_2, z, d: (v_1 + v_2 / d.cos()) / 2,
+            "twice as much": lambda v_1, v_2, z, d: v_1 + v_2 / d.cos() + d.tan() * z,
+            "belongs below v_2": lambda v_1, v_2, z, d: (v_1 + v_2 * d.cos() + d.tan() * z) / 2,
+        },
+    ),
+    "where_it_misses": (
+        {"not at all": 1.0, "most": 2.0},
+        {
+            "both are averages": {"most": 4, "not at all": 1},
+            "ends at s = 0": {"most": 1, "not at all": 4},
+            "cannot be both": {"most": 1, "not at all": 1},
+            "part most": {"most": 3, "not at all": 1},
+        },
+    ),
+    "staircase": (
+        38400 / 4800,
+        {
+            "takes two evaluations": 16,
+            "for one target": 32,
+            "the other way round": 1 / 8,
+            "first three students": 38400 / 7200,
+            "Divide": 33600,
+        },
+    ),
+    "least_gain": (
+        3,
+        {"gains most": 0.0, "Where is it largest": 1.0, "name one of the weights": 2.0},
+    ),
 }
 
 
 @pytest.mark.parametrize("source", [*exercises()])
 def test_a_check_accepts_the_solution_and_says_so_of_a_blank(source, request):
     name = request.node.callspec.id
-    answered, blank = {"rows": ROWS, "torch": torch}, {"torch": torch}
+    answered, blank = {**FOUND, "torch": torch}, {"torch": torch}
     exec(editions.solved(source), answered)
     assert verdict(name, answered[name]).startswith("Right. ")
     exec(editions.blanked(source), blank)

@@ -259,3 +259,218 @@ def zero_terminal_snr(answer: Callable) -> str:
     }
     praise = "Shifted to 0 at the end, scaled to what it was at the start."
     return _judge(answer(table.clone()), right, praise, mistakes, tolerance=1e-7)
+
+
+# ---- 02, the guided teacher -----------------------------------------------------------------
+
+
+def drop_label(answer: Callable) -> str:
+    """answer(cond, u, drop, null): the labels, null where u says so."""
+    cond, null, drop = torch.arange(40) % 10, 10, 0.1
+    u = torch.rand(40, generator=torch.Generator().manual_seed(3))
+    right = torch.where(u < drop, null, cond)
+    mistakes = {
+        "this drops nine tenths. The loss looks fine, the labels are not learnt.": torch.where(
+            u > drop, null, cond
+        ),
+        "0 is the label of a class. The null label is one of its own.": torch.where(
+            u < drop, 0, cond
+        ),
+        "no label is dropped.": cond,
+        "all labels are dropped.": torch.full_like(cond, null),
+    }
+    praise = f"{int((u < drop).sum())} of 40 labels are gone."
+    return _judge(answer(cond, u, drop, null), right, praise, mistakes)
+
+
+def count_nfe(answer: float) -> str:
+    """Evaluations of 32 steps that are guided while t > 0.3 only."""
+    guided = sum(i / 32 > 0.3 for i in range(1, 33))
+    mistakes = {
+        "that is without the steps that are not guided. They cost one each.": 2 * guided,
+        "those steps are not free: seven tenths of 64 leaves them out.": 45,
+        "not every step asks twice, and none is free.": 64,
+        "so many steps are there. Most of them ask twice.": 32,
+        "count the times i/32 again: which is the last above 0.3?": 2 * guided + 32 - guided - 1,
+        "count the times i/32 again: which is the first above 0.3?": 2 * guided + 32 - guided + 1,
+    }
+    praise = f"{guided} steps ask twice, {32 - guided} once."
+    return _judge(answer, 32 + guided, praise, mistakes, tolerance=0.3)
+
+
+def null_as_label(answer: str) -> str:
+    """What w does where the label is the null label."""
+    others = {
+        "a": "the label is null, and so is the other. Is there anything between the two answers?",
+        "c": "for that the two answers would have to differ. Do they?",
+        "d": "the network knows the null label, it was trained with it.",
+    }
+    praise = "The two answers are one and the same, so any w gives (1 + w) v - w v = v."
+    return _choose(answer, praise, "b", others)
+
+
+def order_at_one_step(answer) -> str:
+    """The weights 0, 1, 3 by the distance of the teacher's single step, best first."""
+    if _blank(answer):
+        return NOTHING
+    order = [float(w) for w in answer]
+    if order == [1, 3, 0]:
+        return "Right. Some contrast helps a grey average, and too much makes a caricature."
+    if sorted(order) != [0, 1, 3]:
+        return "Not yet: put the three weights 0, 1 and 3 in order."
+    if order == [0, 1, 3]:
+        return "Not yet: that is the order of many steps, where guidance costs diversity."
+    if order == [3, 1, 0]:
+        return "Not yet: w = 0 is last, but four times the contrast is more than digits have."
+    return "Not yet: an average has too little contrast. Which w gives some back, and not too much?"
+
+
+# ---- 03, stage one --------------------------------------------------------------------------
+
+
+def affine_in_w(answer: str) -> str:
+    """Which of the two targets is affine in w."""
+    others = {
+        "a": "guidance in the first of two steps moves the place where the second one begins.",
+        "c": "(1 + w) v - w v' is affine in w, whatever the two answers are.",
+        "d": "(1 + w) v - w v' is affine in w, whatever the two answers are.",
+    }
+    return _choose(answer, "One evaluation is affine in w. A walk of two is not.", "b", others)
+
+
+def guided_target(answer: Callable) -> str:
+    """answer(v_cond, v_uncond, w): what the pair says, each example at its own w."""
+    v_cond, v_uncond = _random(2, 8, 1, 8, 8)  # a batch as large as an image is wide
+    w = torch.linspace(0, 4, 8, dtype=torch.float64)
+    each = w.reshape(8, 1, 1, 1)
+    mistakes = {
+        "w went along the columns of the images, since batch and width are both 8. Expand it.": (
+            v_cond + w * (v_cond - v_uncond)
+        ),
+        "the two answers are swapped. With w = 0 the label must decide.": (
+            v_uncond + each * (v_uncond - v_cond)
+        ),
+        "this is with guidance_scale = w. Ours is 1 + w, and w = 0 is the answer with label.": (
+            v_uncond + each * (v_cond - v_uncond)
+        ),
+        "the weights must add up to 1, or the target is too large.": (
+            (1 + each) * v_cond + each * v_uncond
+        ),
+    }
+    praise = "Every example at its own w."
+    return _judge(
+        answer(v_cond, v_uncond, w), v_cond + each * (v_cond - v_uncond), praise, mistakes
+    )
+
+
+def blind_w(answer: Callable) -> str:
+    """answer(w, k): the one number that minimises the mean of k (w - number)^2."""
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    w = 4 * u
+    k = 1 / (1 + w) ** 2
+    right = (math.log(5) - 0.8) / 0.8  # int w / (1 + w)^2 over int 1 / (1 + w)^2, from 0 to 4
+    mistakes = {
+        "this is the mean of w. Errors at some w weigh more than at others: use k.": 2.0,
+        "divide by the sum of k as well, as in every weighted mean.": (k * w).mean(),
+        "that is where k is largest, or w. One number has to do for all of them.": 0.0,
+        "the answer is a mean, not the largest w, however large its errors are.": 4.0,
+        "this is sum of k w over sum of w: a mean of k.": (k * w).sum() / w.sum(),
+    }
+    praise = "A mean of w, weighted by k. With uniform w and no weight it is 2."
+    return _judge(answer(w, k), right, praise, mistakes, tolerance=0.01)
+
+
+def delivered(answer: Callable) -> str:
+    """answer(v_student, v_cond, v_uncond): the w at which the pair is nearest to the student."""
+    v_cond, v_uncond, noise = _random(3, 64, 8)
+    along = v_cond - v_uncond
+    noise = noise - (noise * along).sum() / along.square().sum() * along
+    v_student = v_cond + 1.7 * along + 0.5 * noise
+    off = v_student - v_cond
+    mistakes = {
+        "a mean of quotients. Where the two answers agree it divides by nearly nothing.": (
+            off / along
+        ).mean(),
+        "lengths also count what lies beside the line. Project on it.": off.norm() / along.norm(),
+        "from v_uncond it is the guidance scale, which is 1 + w. Start at v_cond.": 2.7,
+        "the direction leads from without label to with label.": -1.7,
+        "divide by the squared length of the direction, not by its length.": (off * along).sum()
+        / along.norm(),
+    }
+    return _judge(answer(v_student, v_cond, v_uncond), 1.7, "It is a projection.", mistakes)
+
+
+# ---- 04, stage two --------------------------------------------------------------------------
+
+
+def two_in_one(answer: Callable) -> str:
+    """answer(v_1, v_2, z, d): the v of one step by 2d that equals two by d, from v_1 and v_2."""
+    v_1, v_2, z = _random(3, 20, 2)
+    for N in (8, 2, 1):
+        d = torch.tensor(-math.pi / 4 / N, dtype=torch.float64)
+        z_mid = d.cos() * z + d.sin() * v_1
+        z_s = d.cos() * z_mid + d.sin() * v_2
+        mistakes = {
+            "the mean of the two is what it comes to for short steps only.": (v_1 + v_2) / 2,
+            "the student starts at z, not at the midpoint, where v_2 is all there is.": v_2,
+            "the sign of the tangent.": (v_1 + v_2 / d.cos() - d.tan() * z) / 2,
+            "z is missing: both steps turn it.": (v_1 + v_2 / d.cos()) / 2,
+            "this is twice as much.": v_1 + v_2 / d.cos() + d.tan() * z,
+            "sin(2d) is 2 sin(d) cos(d), so cos(d) belongs below v_2.": (
+                (v_1 + v_2 * d.cos() + d.tan() * z) / 2
+            ),
+        }
+        right = (z_s - (2 * d).cos() * z) / (2 * d).sin()
+        praise = "For short steps it is the mean of the two, for one step it is far from it."
+        said = _judge(answer(v_1, v_2, z, d), right, praise, mistakes, where=f" (N = {N}.)")
+        if not said.startswith("Right"):
+            break
+    return said
+
+
+def where_it_misses(answer: Mapping) -> str:
+    """{"most": i, "not at all": i}, intervals of N = 4 with the teacher's second x as target."""
+    if any(_blank(value) for value in answer.values()):
+        return NOTHING
+    most, least = answer["most"], answer["not at all"]
+    if least != 1:
+        return "Not yet: it misses nowhere where z_s has no noise. Which interval ends at s = 0?"
+    if most == 4:
+        return "Not yet: at t = 1 the two guesses are much alike, both are averages."
+    if most == 1:
+        return "Not yet: the same interval cannot be both."
+    if most == 3:
+        return "Not yet: near. The two guesses part most where the picture is being decided."
+    if most != 2:
+        return "Not yet: name an interval from 1, which ends at the data, to 4."
+    return "Right. It is exact at the end alone, and worst just before it."
+
+
+def least_gain(answer: float, student: Mapping, teacher: Mapping) -> str:
+    """The w at which a student's rmse is least below the teacher's; both {w: rmse}."""
+    if _blank(answer):
+        return NOTHING
+    ratio = {w: student[w] / teacher[w] for w in student}
+    if answer not in ratio:
+        return f"Not yet: name one of the weights {', '.join(f'{w:g}' for w in ratio)}."
+    if answer == max(ratio, key=ratio.__getitem__):
+        return "Right. At equal cost, one w after the other."
+    if answer == min(ratio, key=ratio.__getitem__):
+        return "Not yet: there the student gains most. Compare it with the teacher at equal cost."
+    return "Not yet: a quotient of student and teacher for each w. Where is it largest?"
+
+
+def staircase(answer: float) -> str:
+    """How many times as many evaluations the targets of a whole walk cost: 64 for 600 updates."""
+    stairs, whole = 2 * (3 * 200 + 3 * 600), 64 * 600
+    mistakes = {
+        # Two mistakes that give the same number.
+        "a target of a halving takes two evaluations, and the last three students get 600 "
+        "updates each.": 2 * whole / stairs,
+        "this is for one target. The six students do not have as many updates as the one.": 32,
+        "this is the other way round.": stairs / whole,
+        "the first three students get 200 updates each.": whole / (2 * 6 * 600),
+        "this is a difference. Divide.": whole - stairs,
+    }
+    praise = "4,800 evaluations for each image of a batch, against 38,400."
+    return _judge(answer, whole / stairs, praise, mistakes, tolerance=0.01)
