@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from cfgdistill import CosineSchedule, GuidedDenoiser, ddim, delivered_by_samples, delivered_w, last
+from cfgdistill import (
+    CosineSchedule,
+    GuidedDenoiser,
+    ddim,
+    delivered_by_samples,
+    delivered_w,
+    last,
+    rules,
+)
 from cfgdistill.core.parameterization import Prediction
 from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
@@ -46,7 +54,24 @@ def test_what_is_delivered_is_read_off_whatever_the_error_across(w):
 
 def test_a_blind_student_delivers_the_same_at_every_w():
     blind = Student(lambda w: 1.5)
-    assert delivered_w(blind, TEACHER, DATA, 0.0) == delivered_w(blind, TEACHER, DATA, 4.0)
+    for w in (0.0, 4.0):
+        assert delivered_w(blind, TEACHER, DATA, w) == pytest.approx(1.5, abs=1e-5)
+
+
+def test_of_any_rule_the_measure_is_along_its_own_line():
+    def squared(at, w):  # whose answer is no line through those at 0 and 1
+        return rules.classifier_free(at, w * w)
+
+    teacher = GuidedDenoiser(EXACT, 3, squared)
+    assert delivered_w(teacher, teacher, DATA, 3.0, n=500) == pytest.approx(3.0, abs=1e-5)
+    # Taken for it, classifier-free guidance with w = 3 does a third of what it should, 9.
+    assert delivered_w(TEACHER, teacher, DATA, 3.0, n=500) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_of_several_strengths_the_first_one_is_read_and_the_others_stay():
+    teacher = GuidedDenoiser(EXACT, 3, rules.interval)
+    asked = (2.0, 0.5, 2.0)
+    assert delivered_w(teacher, teacher, DATA, asked, n=500) == pytest.approx(2.0, abs=1e-5)
 
 
 def test_the_measure_is_that_of_the_times_that_are_asked_about():

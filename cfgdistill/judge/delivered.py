@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-from cfgdistill.core.schedules import Example, Number
+from cfgdistill.core.schedules import Example
 
 TIMES = (0.1, 1.0)  # below, the conditional and the unconditional prediction hardly differ
 
@@ -19,7 +19,7 @@ def delivered_w(
     student,
     teacher,
     data,
-    w: Number,
+    w: int | float | tuple[float, ...],
     *,
     times: tuple[float, float] = TIMES,
     n: int = 2048,
@@ -31,22 +31,26 @@ def delivered_w(
     The teacher's answer lies on the line v_cond + w (v_cond - v_uncond). This is where on that line
     the student's answer is nearest: the projection of v_student - v_cond on v_cond - v_uncond, over
     all n examples together, from noised examples of `data` at t ~ U[times], the same for every w
-    and every student of one seed.
+    and every student of one seed. A teacher of another rule has another line: from what it says
+    without guidance through what it says at w.
 
-    student, teacher: called as (z, t, cond, w), on one device; of the teacher w = 0 and 1 are asked
+    student, teacher: called as (z, t, cond, w), on one device
     data:             `len(data)` and `data.batch(indices) -> x, cond`
-    ValueError where nothing lies between the teacher's answers with and without the condition.
+    w:                of several strengths, a tuple, the first one is read, and the others stay
+    ValueError where nothing lies between the teacher's answers with and without guidance.
     """
     generator, overlap, squared = torch.Generator().manual_seed(seed), 0.0, 0.0
     low, high = times
+    first, *others = w if isinstance(w, tuple) else (w,)
+    none, full = ((each, *others) if others else each for each in (0.0, first or 1.0))
     for rows in torch.randint(len(data), (n,), generator=generator).split(batch):
         x, cond = data.batch(rows)
         t = low + (high - low) * torch.rand(len(rows), generator=generator)
         eps = torch.randn(x.shape, generator=generator)
         x, cond, t, eps = (value.to(student.device) for value in (x, cond, t, eps))
         z = teacher.schedule.add_noise(x, eps, t)
-        v_cond = teacher(z, t, cond, 0.0).v
-        direction = (teacher(z, t, cond, 1.0).v - v_cond).double()
+        v_cond = teacher(z, t, cond, none).v
+        direction = (teacher(z, t, cond, full).v - v_cond).double()
         answer = (student(z, t, cond, w).v - v_cond).double()
         overlap += (answer * direction).sum().item()
         squared += direction.square().sum().item()
@@ -55,7 +59,7 @@ def delivered_w(
             "The teacher says the same with and without its condition, so there is no guidance to "
             "deliver: train it with condition dropout, and for longer."
         )
-    return overlap / squared
+    return (first or 1.0) * overlap / squared
 
 
 @torch.no_grad()
