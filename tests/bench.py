@@ -229,9 +229,9 @@ def bench_network(bench: Bench, dataset: str, profile: str) -> None:
 
 
 def unet(recipe, data):
-    return build_unet(
-        recipe, channels=data.shape[0], size=data.shape[-1], num_classes=data.num_classes
-    ).to(DEVICE)
+    shape = {"channels": data.shape[0], "size": data.shape[-1], "num_classes": data.num_classes}
+    places = {"patch": recipe.patch, "attention": recipe.attention}
+    return build_unet(**recipe.unet, **places, **shape).to(DEVICE)
 
 
 def inputs(batch: int, data) -> tuple:

@@ -13,7 +13,7 @@ from cfgdistill.course.recipes import get_recipe
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder, build_text_encoder
 from cfgdistill.teachers.mlp import MLP
-from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet
+from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
 
 
 def script(name: str):
@@ -23,6 +23,17 @@ def script(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def unet_of(recipe, **shape) -> Denoiser:
+    """`build_unet` as a recipe has it; shape: channels, size and num_classes."""
+    places = {"patch": recipe.patch, "attention": recipe.attention}
+    return build_unet(**recipe.unet, **places, **shape)
+
+
+def text_unet_of(recipe, **shape) -> Denoiser:
+    """`build_text_unet`, likewise; shape: channels, size and text."""
+    return build_text_unet(**recipe.unet, **shape)
 
 
 class Wave(nn.Module):
@@ -99,7 +110,7 @@ def tiny_text_student() -> tuple[Denoiser, TextEncoder, VAEEncoder]:
     from diffusers import AutoencoderKL
 
     text = build_text_encoder(CAPTIONS, vocabulary=600, length=10, width=32)
-    student = with_w(build_text_unet(TINY, channels=4, size=8, text=text.model), 8.0)
+    student = with_w(text_unet_of(TINY, channels=4, size=8, text=text.model), 8.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = AutoencoderKL(

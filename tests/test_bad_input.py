@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import PartialState
-from helpers import Wave, tiny_mlp
+from helpers import Wave, tiny_mlp, unet_of
 
 from cfgdistill import (
     CosineSchedule,
@@ -26,7 +26,7 @@ from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
 from cfgdistill.judge.metrics import Classifier
 from cfgdistill.teachers.files import load
-from cfgdistill.teachers.unet import add_w_conditioning, build_unet
+from cfgdistill.teachers.unet import add_w_conditioning
 from cfgdistill.training.checkpoints import load_weights, read_tensors, refuse_other, save_weights
 
 
@@ -187,7 +187,7 @@ RECIPE = get_recipe("digits", "smoke", channels=(8, 16))
 
 @pytest.fixture(scope="module")
 def unet():
-    return build_unet(RECIPE, channels=1, size=8, num_classes=10).eval()
+    return unet_of(RECIPE, channels=1, size=8, num_classes=10).eval()
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 8, 8), (3, 1, 16, 16), (3, 1, 8, 4), (3, 64)])

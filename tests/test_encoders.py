@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from helpers import text_unet_of
 
 from cfgdistill import Denoiser, GuidedDenoiser, get_recipe
 from cfgdistill.data.autoencoder import (
@@ -21,7 +22,7 @@ from cfgdistill.data.base import Data
 from cfgdistill.data.latents import Latents, cached_latents
 from cfgdistill.data.text import TextEncoder, build_text_encoder
 from cfgdistill.teachers.files import load
-from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet
+from cfgdistill.teachers.unet import add_w_conditioning
 from cfgdistill.training.checkpoints import save_weights
 from cfgdistill.training.loop import train
 from cfgdistill.training.randomness import Draw
@@ -303,7 +304,7 @@ def test_the_order_of_the_captions_does_not_change_the_vocabulary_or_the_weights
 @pytest.fixture(scope="module")
 def teacher(text):
     recipe = get_recipe("digits", "smoke", channels=(8, 16))
-    return build_text_unet(recipe, channels=3, size=8, text=text.model).eval()
+    return text_unet_of(recipe, channels=3, size=8, text=text.model).eval()
 
 
 def test_tokens_and_their_embeddings_are_the_same_condition(text, teacher):

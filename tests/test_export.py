@@ -9,14 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import CAPTIONS, TINY, Wave, tiny_mlp, tiny_text_student, with_w
+from helpers import CAPTIONS, TINY, Wave, text_unet_of, tiny_mlp, tiny_text_student, unet_of, with_w
 from safetensors import SafetensorError
 
 from cfgdistill import Denoiser, ddim, last
 from cfgdistill.core.schedules import CosineSchedule
 from cfgdistill.data.text import build_text_encoder
 from cfgdistill.export.stock import _class_pipeline, export, stock_scheduler
-from cfgdistill.teachers.unet import build_text_unet, build_unet
 
 STEPS = (1, 2, 4, 8)
 
@@ -178,7 +177,7 @@ result.append(torch.equal(kept, latents))
 @pytest.mark.parametrize("patch", [1, 2])
 def test_class_students_carry_their_pipeline_and_what_it_may_be_asked_with_them(tmp_path, patch):
     recipe = replace(TINY, patch=patch)
-    student = with_w(build_unet(recipe, channels=1, size=8, num_classes=10), 4.0).for_steps(4)
+    student = with_w(unet_of(recipe, channels=1, size=8, num_classes=10), 4.0).for_steps(4)
     folder = export(student, tmp_path, class_names=tuple("0123456789"))
     latents, calls, size, mode, refused, same = stock(folder, CLASSES)
     z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -197,7 +196,7 @@ def test_class_students_carry_their_pipeline_and_what_it_may_be_asked_with_them(
 
 
 def test_the_default_guidance_is_one_that_was_learnt():
-    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=10), 4.0)
+    student = with_w(unet_of(TINY, channels=1, size=8, num_classes=10), 4.0)
     student.w_range = (2.0, 4.0)
     pipe = _class_pipeline(student, stock_scheduler(student.schedule), ())
     pipe.set_progress_bar_config(disable=True)
@@ -220,7 +219,7 @@ def test_the_text_encoder_is_written_as_in_every_public_stable_diffusion(text_st
 
 
 def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path):
-    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=10), 4.0)
+    student = with_w(unet_of(TINY, channels=1, size=8, num_classes=10), 4.0)
     folder = export(student, tmp_path / "x", about={"take": 1})
     export(student, folder, about={"take": 2})
     assert "take: 2" in (folder / "README.md").read_text()
@@ -236,7 +235,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path):
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=10), 4.0)
+    student = with_w(unet_of(TINY, channels=1, size=8, num_classes=10), 4.0)
     folder = export(student, tmp_path / "x", about={"take": 1})
     before = sorted(tmp_path.rglob("*"))
 
@@ -267,7 +266,7 @@ def test_the_stock_scheduler_walks_our_grid_to_the_same_end(steps):
 
 
 def test_what_stock_diffusers_could_not_sample_is_not_exported(tmp_path):
-    teacher = build_unet(TINY, channels=1, size=8, num_classes=10)
+    teacher = unet_of(TINY, channels=1, size=8, num_classes=10)
     student = with_w(teacher, 4.0)
     text = build_text_encoder(CAPTIONS, vocabulary=600, length=10, width=32)
     for model, sentence in (
@@ -275,7 +274,7 @@ def test_what_stock_diffusers_could_not_sample_is_not_exported(tmp_path):
         (student.for_steps(4, "stochastic"), "Only a network with an input for w"),
         (student.for_steps(4, "ddim_encode"), "samples by DDIM"),
         (tiny_mlp(w_range=(0.0, 4.0)), "Only image models"),
-        (with_w(build_text_unet(TINY, channels=4, size=8, text=text.model), 4.0), "pass vae"),
+        (with_w(text_unet_of(TINY, channels=4, size=8, text=text.model), 4.0), "pass vae"),
     ):
         with pytest.raises(ValueError, match=sentence):
             export(model, tmp_path / "x")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, tiny_mlp, tiny_text_student, with_w
+from helpers import TINY, tiny_mlp, tiny_text_student, unet_of, with_w
 from torch import nn
 
 from cfgdistill import cli, ddim, last
@@ -16,7 +16,6 @@ from cfgdistill.data.meaning import Classes, Prompts
 from cfgdistill.export.onnx import export_onnx
 from cfgdistill.teachers.drawing import sample
 from cfgdistill.teachers.files import load
-from cfgdistill.teachers.unet import build_unet
 from cfgdistill.training.randomness import random_at
 
 ort = pytest.importorskip("onnxruntime")
@@ -70,7 +69,7 @@ def test_a_shipped_student_draws_the_same_pictures_from_its_files_alone(name, gi
 
 def tiny_student():
     """Of ten classes, with squares of pixels as channels, two strengths and random weights."""
-    teacher = build_unet(replace(TINY, patch=2), channels=1, size=8, num_classes=10)
+    teacher = unet_of(replace(TINY, patch=2), channels=1, size=8, num_classes=10)
     student = with_w(teacher, 4.0).for_steps(2)
     student.meaning = Classes(10)
     return student

@@ -9,10 +9,10 @@ import time
 
 import pytest
 import torch
+from helpers import unet_of
 
 from cfgdistill import cli
 from cfgdistill.course.recipes import get_recipe
-from cfgdistill.teachers.unet import build_unet
 from cfgdistill.training.checkpoints import read_card, read_tensors
 
 TINY = "channels=(8,16) batch=4 classifier=3 teacher=5 stage_one=3 halving=1 start=2 images=40"
@@ -102,7 +102,7 @@ def weights(folder):
 
 def test_the_weights_agree_to_a_small_part_of_how_far_they_moved(both):
     recipe = get_recipe("digits", "smoke", channels=(8, 16))
-    tensors = build_unet(recipe, channels=1, size=8, num_classes=10).net.state_dict()
+    tensors = unet_of(recipe, channels=1, size=8, num_classes=10).net.state_dict()
     start = torch.cat([tensors[key].flatten() for key in sorted(tensors)])
     one, pair = (weights(models(where)["teacher"]) for where in both[:2])
     # Not closer, for Adam's first steps are as long for a gradient of rounding errors as for any.

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import script
+from helpers import script, unet_of
 
 from cfgdistill import GuidedDenoiser, get_recipe
 from cfgdistill.data.named import load_data
 from cfgdistill.judge.metrics import Classifier, Judge, evaluate
-from cfgdistill.teachers.unet import build_unet
 
 MADE = script("make_results")
 
@@ -134,7 +133,7 @@ def test_several_judges_of_the_same_samples_say_what_each_says_alone():
 
 def test_several_judges_make_one_row_as_one_judge_does():
     data = load_data("digits")
-    denoiser = build_unet(get_recipe("digits", "smoke"), channels=1, size=8, num_classes=10)
+    denoiser = unet_of(get_recipe("digits", "smoke"), channels=1, size=8, num_classes=10)
     teacher = GuidedDenoiser(denoiser, data.null)
     both = MADE.Judges([Judge(Classifier(1, 8, 10), data) for _ in range(2)])
     with pytest.warns(UserWarning, match="8 samples are too few"):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import Wave, tiny_mlp
+from helpers import Wave, tiny_mlp, unet_of
 from torch import nn
 
 from cfgdistill import (
@@ -13,7 +13,6 @@ from cfgdistill import (
     Denoiser,
     GuidedDenoiser,
     add_w_conditioning,
-    build_unet,
     convert,
     ddim,
     ddim_encode,
@@ -513,7 +512,7 @@ def test_a_rule_that_says_no_v_is_refused_by_name():
 
 
 def test_a_unet_with_several_strengths_starts_as_its_teacher_and_is_loaded_as_it_was(tmp_path):
-    teacher = build_unet(get_recipe("digits", "smoke"), channels=1, size=8, num_classes=10)
+    teacher = unet_of(get_recipe("digits", "smoke"), channels=1, size=8, num_classes=10)
     student = add_w_conditioning(teacher, ((0.0, 4.0), (0.0, 1.0)))
     z, t, cond = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.9]), torch.tensor([3, 10])
     close(student(z, t, cond, (2.0, 0.5)).v, teacher.eval()(z, t, cond).v, 1e-6)

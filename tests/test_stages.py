@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from helpers import unet_of
 
 from cfgdistill import GuidedDenoiser, ancestral, ddim, get_recipe, last, stochastic
 from cfgdistill.course import stages
 from cfgdistill.data.named import load_data
 from cfgdistill.teachers.files import load
-from cfgdistill.teachers.unet import build_unet
 from cfgdistill.training.checkpoints import fingerprint, read_card
 from cfgdistill.training.randomness import Draw
 
@@ -352,7 +352,7 @@ def test_a_teacher_learns_the_squared_error_of_what_it_says_but_x_counts_no_less
     t, eps = draw.uniform(), draw.normal((1, 8, 8))
     alpha, sigma = ((math.pi / 2 * t).cos(), (math.pi / 2 * t).sin())
     a, b = alpha[:, None, None, None], sigma[:, None, None, None]
-    net = build_unet(recipe, channels=1, size=8, num_classes=10).net
+    net = unet_of(recipe, channels=1, size=8, num_classes=10).net
     with torch.no_grad():
         said = net(a * x + b * eps, t, cond, None)
     truth = {"v": a * eps - b * x, "eps": eps, "x": x}[kind]

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, tiny_mlp, tiny_text_student, with_w
+from helpers import TINY, text_unet_of, tiny_mlp, tiny_text_student, unet_of, with_w
 
 from cfgdistill import GuidedDenoiser, ddim, get_recipe, guidance_matching_loss, last
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.losses import teacher_loss
 from cfgdistill.data.named import load_data
 from cfgdistill.teachers.files import load
-from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
+from cfgdistill.teachers.unet import add_w_conditioning
 from cfgdistill.training.checkpoints import save_weights
 from cfgdistill.training.loop import reset, train
 
@@ -19,7 +19,7 @@ RECIPE = get_recipe("digits", "smoke", channels=(8, 16), batch=4)
 
 
 def build(seed=0, **changes):
-    teacher = build_unet(
+    teacher = unet_of(
         get_recipe("digits", "smoke", channels=(8, 16), seed=seed, **changes),
         channels=1,
         size=8,
@@ -139,7 +139,7 @@ def test_the_same_seed_builds_the_same_teacher_whatever_was_drawn_before(teacher
 
 def test_with_a_patch_the_unet_sees_squares_of_pixels_as_channels():
     recipe = get_recipe("digits", "smoke", channels=(8, 16), patch=2)
-    teacher = build_unet(recipe, channels=1, size=8, num_classes=10).eval()
+    teacher = unet_of(recipe, channels=1, size=8, num_classes=10).eval()
     z, t, cond = some()
     # Channel 2 i + j holds row i and column j of every square: written out, not pixel_unshuffle.
     squares = torch.cat([z[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=1)
@@ -153,7 +153,7 @@ def test_with_a_patch_the_unet_sees_squares_of_pixels_as_channels():
 
 def test_images_that_do_not_fall_into_squares_are_refused():
     with pytest.raises(ValueError, match="8 pixels do not fall into squares of 3"):
-        build_unet(get_recipe("digits", "smoke", patch=3), channels=1, size=8, num_classes=10)
+        unet_of(get_recipe("digits", "smoke", patch=3), channels=1, size=8, num_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_student_is_loaded_with_its_steps_and_its_w_range(tmp_path, teacher):
 
 def test_a_text_network_says_what_it_needs_as_a_condition():
     text = SimpleNamespace(config=SimpleNamespace(hidden_size=32))
-    teacher = build_text_unet(TINY, channels=4, size=8, text=text)
+    teacher = text_unet_of(TINY, channels=4, size=8, text=text)
     teacher.net.text, z = None, torch.zeros(2, 4, 8, 8)
     with pytest.raises(ValueError, match="needs captions: pass cond, as tokens"):
         teacher(z, 0.5)
@@ -239,7 +239,7 @@ def test_a_text_network_says_what_it_needs_as_a_condition():
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_a_network_in_half_precision_is_asked_with_features_of_w_in_its_own(half):
-    student = with_w(build_unet(TINY, channels=1, size=8, num_classes=3), 4.0).to(half)
+    student = with_w(unet_of(TINY, channels=1, size=8, num_classes=3), 4.0).to(half)
     z = torch.zeros(2, 1, 8, 8, dtype=half)
     pred = student(z, 0.5, torch.tensor([0, 3]), 0.3)
     assert pred.v.dtype == half and pred.v.isfinite().all()

@@ -122,6 +122,12 @@ class Recipe:
         """Batch of both stages of distillation."""
         return self.batch_distill or self.batch
 
+    @property
+    def unet(self) -> dict:
+        """What `build_unet` and `build_text_unet` are told of it."""
+        given = {key: getattr(self, key) for key in UNET}
+        return {"widths": self.channels, **given}
+
     def __str__(self) -> str:
         """All entries on one line; those that few recipes use, only where they do."""
         plain = {f.name: f.default for f in fields(self) if f.name in SPECIAL}
@@ -130,6 +136,9 @@ class Recipe:
             for key, value in asdict(self).items()
             if key not in ("dataset", "profile") and (key not in plain or value != plain[key])
         )
+
+
+UNET = ("layers", "scale_shift", "dropout", "prediction_type", "seed")
 
 
 def _whole(low: int, high: int = 10**9) -> tuple[str, Callable]:

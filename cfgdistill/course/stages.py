@@ -198,8 +198,9 @@ def new_teacher(recipe: Recipe, data: Data) -> Denoiser:
     if recipe.track == "sd":
         return stable_diffusion.v_teacher(recipe)
     if isinstance(data, Latents):
-        return build_text_unet(recipe, **shape, text=copy.deepcopy(data.text.model))
-    return build_unet(recipe, **shape, num_classes=data.num_classes)
+        return build_text_unet(**recipe.unet, **shape, text=copy.deepcopy(data.text.model))
+    places = {"patch": recipe.patch, "attention": recipe.attention}
+    return build_unet(**recipe.unet, **places, **shape, num_classes=data.num_classes)
 
 
 def loss_of_teacher(recipe: Recipe, data: Data) -> Loss:

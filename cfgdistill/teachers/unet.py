@@ -312,68 +312,109 @@ def from_hub(kind, base: str, **how):
     return found.to(torch.float32)
 
 
-def build_unet(recipe, *, channels: int, size: int, num_classes: int) -> Denoiser:
-    """A new teacher for images [channels, size, size]; label num_classes is null."""
-    if size % recipe.patch:
-        raise ValueError(f"Images of {size} pixels do not fall into squares of {recipe.patch}.")
-    sides = [size // recipe.patch >> k for k in range(len(recipe.channels))]
-    if other := set(recipe.attention) - set(sides):
+def build_unet(
+    *,
+    channels: int,
+    size: int,
+    num_classes: int,
+    widths: Sequence[int],
+    attention: Sequence[int] = (),
+    patch: int = 1,
+    prediction_type: str = "v",
+    **how,
+) -> Denoiser:
+    """A new teacher for images [channels, size, size]; label num_classes is null.
+
+    widths:     channels of the U-Net at each resolution, multiples of 8; each is half of the one
+                before
+    attention:  the sides of the resolutions that have self-attention
+    patch:      squares of so many pixels are its places
+    how:        layers, scale_shift, dropout and seed, as in `_new_unet`
+    """
+    if size % patch:
+        raise ValueError(f"Images of {size} pixels do not fall into squares of {patch}.")
+    sides = [size // patch >> k for k in range(len(widths))]
+    if other := set(attention) - set(sides):
         raise ValueError(
-            f"attention={recipe.attention} does not fit: the U-Net's sides are {sides}, and "
+            f"attention={tuple(attention)} does not fit: the U-Net's sides are {sides}, and "
             f"{max(other)} is none of them."
         )
-    kinds = ["Attn" * (side in recipe.attention) for side in sides]
+    kinds = ["Attn" * (side in attention) for side in sides]
     unet = _new_unet(
-        recipe,
-        channels * recipe.patch**2,
-        size // recipe.patch,
+        channels * patch**2,
+        size // patch,
+        widths,
+        **how,
         down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
         up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         mid_block_type="UNetMidBlock2D",
-        attention_head_dim=min(recipe.channels) if recipe.attention else 16,  # one head, or two
+        attention_head_dim=min(widths) if attention else 16,  # one head, or two
         num_class_embeds=num_classes + 1,
     )
-    net = ClassUNet(unet, patch=recipe.patch)
-    return Denoiser(net, CosineSchedule(), recipe.prediction_type, num_classes=num_classes)
+    net = ClassUNet(unet, patch=patch)
+    return Denoiser(net, CosineSchedule(), prediction_type, num_classes=num_classes)
 
 
-def build_text_unet(recipe, *, channels: int, size: int, text) -> Denoiser:
+def build_text_unet(
+    *,
+    channels: int,
+    size: int,
+    text,
+    widths: Sequence[int],
+    prediction_type: str = "v",
+    **how,
+) -> Denoiser:
     """A new teacher for latents [channels, size, size], with the CLIP text model it trains.
 
     Cross-attention to the words at the lowest resolution only, where it is cheap; a pooled caption
     is added to the time embedding, and so reaches every block, where it scales and shifts the
-    features (adaptive group normalization, Dhariwal and Nichol 2021).
+    features (adaptive group normalization, Dhariwal and Nichol 2021). widths and how: as in
+    `build_unet`.
     """
-    plain = len(recipe.channels) - 1
+    plain = len(widths) - 1
     unet = _new_unet(
-        recipe,
         channels,
         size,
+        widths,
+        **how,
         down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",),
         up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * plain,
         mid_block_type="UNetMidBlock2DCrossAttn",
-        attention_head_dim=max(1, recipe.channels[-1] // 64),  # diffusers: number of heads
+        attention_head_dim=max(1, widths[-1] // 64),  # diffusers: number of heads
         cross_attention_dim=text.config.hidden_size,
         addition_embed_type="text",  # the caption as a whole, beside the time
         addition_embed_type_num_heads=4,
     )
-    return Denoiser(TextUNet(unet, text), CosineSchedule(), recipe.prediction_type)
+    return Denoiser(TextUNet(unet, text), CosineSchedule(), prediction_type)
 
 
-def _new_unet(recipe, channels: int, size: int, **blocks):
-    """diffusers' U-Net with the recipe's sizes; `blocks` are its arguments by their names there."""
+def _new_unet(
+    channels: int,
+    size: int,
+    widths: Sequence[int],
+    layers: int = 1,
+    scale_shift: bool = False,
+    dropout: float = 0.0,
+    seed: int = 0,
+    **blocks,
+):
+    """diffusers' U-Net; `blocks` are its arguments by their names there.
+
+    layers per resolution; with scale_shift, time and label scale and shift the features of every
+    block; the seed is that of the weights.
+    """
     from diffusers import UNet2DConditionModel
 
-    with seeded(recipe.seed):
+    with seeded(seed):
         return UNet2DConditionModel(
             sample_size=size,
             in_channels=channels,
             out_channels=channels,
-            block_out_channels=recipe.channels,
-            layers_per_block=recipe.layers,
-            resnet_time_scale_shift="scale_shift" if recipe.scale_shift else "default",
+            block_out_channels=tuple(widths),
+            layers_per_block=layers,
+            resnet_time_scale_shift="scale_shift" if scale_shift else "default",
             norm_num_groups=8,
-            dropout=recipe.dropout,
+            dropout=dropout,
             **blocks,
         )
 
