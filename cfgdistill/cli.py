@@ -248,6 +248,11 @@ def parser() -> argparse.ArgumentParser:
         "folder", help="a finished student, such as out/emoji-laptop/stage-two/steps-4"
     )
     export.add_argument("--to", default="exported", help="the new folder (exported)")
+    export.add_argument(
+        "--w",
+        type=_weight,
+        help="one guidance weight for good, for tools that know no input for it (text-to-image)",
+    )
     export.add_argument("--onnx", action="store_true", help="as ONNX, for runtimes without Python")
     return top
 
@@ -458,6 +463,8 @@ def _export(given) -> dict:
 
     model, card = _load(given.folder), card_of(given.folder)
     if given.onnx:
+        if given.w is not None:
+            raise ValueError("ONNX files have an input for w: leave --w out.")
         return {"folder": str(export_onnx(model, given.to))}
     about = {
         "recipe": card.get("recipe"),
@@ -469,7 +476,7 @@ def _export(given) -> dict:
         parts = {"class_names": meaning.names}
     else:
         parts = {"vae": meaning.vae, "text": meaning.text}
-    return {"folder": str(export(model, given.to, about=about, **parts))}
+    return {"folder": str(export(model, given.to, w=given.w, about=about, **parts))}
 
 
 # ---- what the verbs share -------------------------------------------------------------------

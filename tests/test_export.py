@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from cfgdistill import Denoiser, ddim, last
 from cfgdistill.core.schedules import CosineSchedule
 from cfgdistill.data.text import build_text_encoder
-from cfgdistill.export.stock import _class_pipeline, export, stock_scheduler
+from cfgdistill.export.stock import _class_pipeline, export, fold_w, stock_scheduler
 
 STEPS = (1, 2, 4, 8)
 
@@ -97,6 +97,45 @@ def test_stock_diffusers_makes_the_same_latents_and_images_with_one_call_per_ste
         torch.testing.assert_close(torch.tensor(pixels), images, atol=1e-4, rtol=0)
         assert calls == 3 * steps  # three samplings, one call per step each
         assert with_negative == latents  # as the card says
+
+
+FOLDED = (
+    """
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(folder)
+pipe.set_progress_bar_config(disable=True)
+z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+result = pipe(["red apple", "cat face"], output_type="latent", latents=z, num_inference_steps=4,
+              guidance_scale=1.0).images.tolist()
+assert pipe.unet.config.time_cond_proj_dim is None
+"""
+    + CARD
+)
+
+
+def test_with_w_folded_in_stock_diffusers_draws_the_same_without_an_input_for_it(
+    text_student, tmp_path
+):
+    _, student, text, vae = text_student
+    folder = export(student, tmp_path / "folded", vae=vae, text=text, w=3.0)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    ours = last(ddim(student, z, 4, text.tokens(["red apple", "cat face"]), 3.0))
+    torch.testing.assert_close(torch.tensor(stock(folder, FOLDED)), ours, atol=1e-4, rtol=0)
+    assert "w = 3 for good" in (folder / "README.md").read_text()
+    assert student.net.unet.time_embedding.cond_proj is not None  # it has its input still
+    with pytest.raises(ValueError, match=r"w = 99 is outside"):
+        export(student, tmp_path / "x", vae=vae, text=text, w=99.0)
+
+
+def test_a_folded_network_is_the_network_at_that_w():
+    student, text, _ = tiny_text_student()
+    student.double()
+    z = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t, words = torch.tensor([0.2, 0.6, 1.0]).double(), text.tokens(["red apple"] * 3)
+    said = student(z, t, words, torch.full((3,), 2.5)).v
+    student.net.unet = fold_w(student.net.unet, 2.5)
+    student.w_range = None
+    torch.testing.assert_close(student(z, t, words, None).v, said, atol=1e-6, rtol=0)
 
 
 EDIT = """
@@ -278,6 +317,8 @@ def test_what_stock_diffusers_could_not_sample_is_not_exported(tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             export(model, tmp_path / "x")
+    with pytest.raises(ValueError, match="takes w itself: leave w out"):
+        export(student, tmp_path / "x", w=1.0)
     student.prediction_type = "eps"
     with pytest.raises(ValueError, match="predicts eps"):
         export(student, tmp_path / "x")

@@ -4,6 +4,7 @@ A w-conditioned U-Net is what diffusers' pipelines call a guidance-distilled one
 guidance_scale - 1 = w to `timestep_cond` and evaluate it once per step.
 """
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from cfgdistill.core.denoiser import Denoiser, ranges
+from cfgdistill.core.denoiser import Denoiser, check_weights, ranges
+from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.schedules import Schedule
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder
@@ -55,6 +57,7 @@ def export(
     vae: VAEEncoder | None = None,
     text: TextEncoder | None = None,
     class_names: tuple[str, ...] = (),
+    w: float | None = None,
     about: dict | None = None,
 ) -> Path:
     """Write `student` as a stock diffusers pipeline, with a model card; the folder's path.
@@ -62,6 +65,8 @@ def export(
     A text student needs its autoencoder and its text encoder, and becomes a
     StableDiffusionPipeline. A class-conditional student of pixels becomes a pipeline of its own,
     whose code lies in the folder. `about` (JSON) goes into the model card: data, cost, results.
+    With `w`, a text student has that one guidance weight for good, and no input for it: for tools
+    that know no such input. They call it with guidance_scale=1.
 
     The folder is new, empty or an earlier export, which is replaced when all is written: OSError
     where anything else lies in it, or where there is no room.
@@ -82,14 +87,22 @@ def export(
             f"This network counts {student.net.timesteps} time steps and the stock scheduler "
             f"{TIMESTEPS}: distil a teacher that does too, such as stable_diffusion.v_teacher."
         )
+    if w is not None:
+        check_weights(w, student.w_range, 1)
+        if not isinstance(student.net, TextUNet):
+            raise ValueError(
+                "The pipeline of a class-conditional student takes w itself: leave w out."
+            )
     scheduler = stock_scheduler(student.schedule)
     if isinstance(student.net, TextUNet):
         pipeline = _text_pipeline(student, scheduler, vae, text)
+        if w is not None:
+            pipeline.register_modules(unet=fold_w(pipeline.unet, w))
     elif isinstance(student.net, ClassUNet):
         pipeline = _class_pipeline(student, scheduler, class_names)
     else:
         raise ValueError("Only image models can be exported, not those of points.")
-    card = model_card(student, about or {}, class_names)
+    card = model_card(student, about or {}, class_names, w)
 
     def write(made: Path) -> None:
         pipeline.save_pretrained(made)
@@ -182,6 +195,23 @@ def _text_pipeline(student, scheduler, vae, text):
     )
 
 
+@torch.no_grad()
+def fold_w(unet, w: float):
+    """A copy of a diffusers U-Net that takes no `timestep_cond`, and says what `unet` says at w.
+
+    The projection of w is added to the features of the time, in front of a linear layer: at one w
+    it is a part of that layer's bias.
+    """
+    unet = copy.deepcopy(unet)
+    embedding = unet.time_embedding
+    features = embed_w(torch.tensor([float(w)]), embedding.cond_proj.in_features)[0]
+    added = embedding.linear_1.weight @ embedding.cond_proj(features.to(embedding.cond_proj.weight))
+    embedding.linear_1.bias += added
+    embedding.cond_proj = None
+    unet.register_to_config(time_cond_proj_dim=None)
+    return unet
+
+
 def _class_pipeline(student, scheduler, class_names):
     from cfgdistill.export.class_pipeline import ClassConditionalPipeline
 
@@ -195,10 +225,12 @@ def _class_pipeline(student, scheduler, class_names):
     )
 
 
-def model_card(student: Denoiser, about: dict, class_names: tuple[str, ...] = ()) -> str:
+def model_card(
+    student: Denoiser, about: dict, class_names: tuple[str, ...] = (), w: float | None = None
+) -> str:
     """What a user must know: how it is called, and what this pipeline does not do."""
     low, high = student.w_range
-    scale = 1 + min(max(1.0, low), high)
+    scale = 1 + min(max(1.0, low), high) if w is None else 1
     steps = f"exactly {student.steps}" if student.steps else "any number of"
     text, lora = isinstance(student.net, TextUNet), isinstance(student.net, LoraUNet)
     named = lora and not Path(student.net.base).exists()  # on the hub; a folder says nothing there
@@ -244,7 +276,10 @@ def model_card(student: Denoiser, about: dict, class_names: tuple[str, ...] = ()
         "",
         f"- **Steps**: {steps} (`num_inference_steps`), one network evaluation each.",
         f"- **Guidance**: w in [{low:g}, {high:g}], that is `guidance_scale` = 1 + w in "
-        f"[{1 + low:g}, {1 + high:g}]; the weight is an input of the network.",
+        f"[{1 + low:g}, {1 + high:g}]; the weight is an input of the network."
+        if w is None
+        else f"- **Guidance**: w = {w:g} for good. It is part of the weights, so call with "
+        "`guidance_scale=1`: more would guide a second time.",
     ]
     if text:
         lines += [
