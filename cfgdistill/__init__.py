@@ -54,7 +54,10 @@ HOMES = {
     "teachers.mlp": ("MLP",),
     "teachers.stable_diffusion": ("base_denoiser", "open_pipeline", "v_schedule"),
     "teachers.unet": ("add_w_conditioning", "build_text_unet", "build_unet"),
-    "training.loop": ("distill_progressively", "train"),
+    "training.loop": ("train",),
+    "training.optim": ("Optim",),
+    "training.progressive": ("distill_progressively",),
+    "training.state": ("Run",),
 }
 __all__ = sorted(name for names in HOMES.values() for name in names)  # noqa: PLE0605
 

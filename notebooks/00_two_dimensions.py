@@ -62,6 +62,8 @@ from cfgdistill import (
     CosineSchedule,
     Denoiser,
     GuidedDenoiser,
+    Optim,
+    Run,
     ddim,
     ddim_step,
     distill_progressively,
@@ -435,12 +437,11 @@ torch.manual_seed(seed)
 student = Denoiser(MLP(), schedule, w_range=W_RANGE, num_classes=3)
 loss = stage_one_loss(teacher, W_RANGE)
 # Two dimensions are too small for a GPU to help.
-how = {"batch": size["batch"], "seed": seed}
-how["device"] = "cpu"
+how = Run("stage-one", seed=seed, device="cpu")
 
 started = time.perf_counter()
-run = train(student, loss, data, name="stage-one", updates=size["stage_one"], rate=6e-3, **how)
-losses = [update.loss for update in run]
+updates = train(student, loss, data, Optim(size["stage_one"], size["batch"], rate=6e-3), how)
+losses = [update.loss for update in updates]
 print(f"stage one: {len(losses)} updates, {time.perf_counter() - started:.0f} s")
 print(f"loss of the first update {losses[0]:.3f}, mean of the last 20 {sum(losses[-20:]) / 20:.5f}")
 
@@ -639,9 +640,8 @@ assert checks.second_x_lands(second_x_lands).startswith("Right")
 # %%
 started = time.perf_counter()
 # The last two students, of 2 steps and 1 step, get twice the updates.
-halve = distill_progressively(
-    student, data, start=size["start"], updates=size["halving"], rate=3e-3, **how
-)
+optim = Optim(size["halving"], size["batch"], rate=3e-3)
+halve = distill_progressively(student, data, optim, how, start=size["start"])
 students = {model.steps: model for model in halve}
 print(f"stage two: students of {list(students)} steps, {time.perf_counter() - started:.0f} s")
 

@@ -59,6 +59,8 @@ import torch
 from cfgdistill import (
     CosineSchedule,
     GuidedDenoiser,
+    Optim,
+    Run,
     add_w_conditioning,
     balance,
     delivered_w,
@@ -387,12 +389,13 @@ for name, (w_power, faster, balanced) in trials.items():
         short,
         stage_one_loss(teacher, short.w_range, w_power=w_power, balanced=balanced),
         data,
-        name="trial",
-        updates=4 if profile == "smoke" else short_run.stage_one // 10,
-        batch=short_run.student_batch,
-        rate=short_run.rate_one,
-        faster={"cond_proj": faster},
-        seed=seed,
+        Optim(
+            updates=4 if profile == "smoke" else short_run.stage_one // 10,
+            batch=short_run.student_batch,
+            rate=short_run.rate_one,
+            faster={"cond_proj": faster},
+        ),
+        Run("trial", seed=seed),
     ):
         pass
     by_name[name] = short

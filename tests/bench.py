@@ -19,7 +19,17 @@ from diffusers import DDIMScheduler
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from cfgdistill import CosineSchedule, GuidedDenoiser, ddim, get_recipe, guide, last, train
+from cfgdistill import (
+    CosineSchedule,
+    GuidedDenoiser,
+    Optim,
+    Run,
+    ddim,
+    get_recipe,
+    guide,
+    last,
+    train,
+)
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.stage_two import stage_two_loss
 from cfgdistill.data.named import load_data
@@ -114,11 +124,8 @@ def bench_training(bench: Bench, dataset: str, profile: str, suffix: str = "") -
         student,
         stage_two_loss(denoiser, STEPS, W_RANGE, w_power=recipe.w_power, balanced=True),
         data,
-        name="bench",
-        updates=10**6,
-        batch=recipe.batch,
-        rate=recipe.rate_two,
-        precision=recipe.precision,
+        Optim(10**6, recipe.batch, recipe.rate_two),
+        Run("bench", precision=recipe.precision),
     )
     with closing(updates):
         pair = {"loader": load, "update": lambda: next(updates)}

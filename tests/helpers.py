@@ -14,6 +14,8 @@ from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder, build_text_encoder
 from cfgdistill.teachers.mlp import MLP
 from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
+from cfgdistill.training.optim import Optim
+from cfgdistill.training.state import Run
 
 
 def script(name: str):
@@ -80,6 +82,12 @@ def known_alpha_sigma(name: str, t: float) -> tuple[float, float]:
     k = round(1024 * t)
     kept = 1.0 if k == 0 else linear_alphas_cumprod(1024)[k - 1].item()
     return math.sqrt(kept), math.sqrt(1 - kept)
+
+
+def plan(**given) -> tuple[Optim, Run]:
+    """What `train` is told, by the names of its entries."""
+    run = {key: given.pop(key) for key in [*given] if key in Run.__dataclass_fields__}
+    return Optim(**given), Run(**run)
 
 
 def tiny_mlp(seed: int = 0, **about) -> Denoiser:

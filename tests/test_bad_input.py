@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from accelerate import PartialState
-from helpers import Wave, tiny_mlp, unet_of
+from helpers import Wave, plan, tiny_mlp, unet_of
 
 from cfgdistill import (
     CosineSchedule,
     Denoiser,
     DiscreteSchedule,
     GuidedDenoiser,
+    Optim,
     convert,
     ddim,
     ddim_encode,
@@ -82,7 +83,7 @@ def test_steps_that_are_not_a_power_of_two_name_the_ones_beside_them(start, near
     with refused(f"power of two, not {start}: .*Try {near}"):
         halvings(start)
     with refused(f"power of two, not {start}: "):
-        next(distill_progressively(tiny_mlp(), None, start=start, updates=1, batch=1, rate=1.0))
+        next(distill_progressively(tiny_mlp(), None, Optim(1, 1, 1.0), start=start))
 
 
 def student():
@@ -314,7 +315,7 @@ SETTINGS = dict(name="teacher", updates=4, batch=4, rate=1e-3, seed=0)
 
 def run(folder, **changes):
     loss = teacher_loss(3, 0.1)
-    return train(tiny_mlp(), loss, DATA, folder=folder, **{**SETTINGS, **changes})
+    return train(tiny_mlp(), loss, DATA, *plan(folder=folder, **{**SETTINGS, **changes}))
 
 
 @pytest.mark.parametrize("finished", [True, False])

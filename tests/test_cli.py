@@ -668,8 +668,8 @@ class Any:
 def light(monkeypatch, broken):
     """Whatever takes time does nothing: what is left is all that reads, checks and refuses."""
     judge = SimpleNamespace(name="judge", reference="none")
-    monkeypatch.setattr("cfgdistill.course.stages.train", lambda *given, **how: iter(()))
-    monkeypatch.setattr("cfgdistill.training.loop.train", lambda *given, **how: iter(()))
+    monkeypatch.setattr("cfgdistill.course.stages.train", lambda *given: iter(()))
+    monkeypatch.setattr("cfgdistill.training.progressive.train", lambda *given: iter(()))
     monkeypatch.setattr("cfgdistill.course.stages.make_judge", lambda *given: judge)
     monkeypatch.setattr("cfgdistill.judge.metrics.evaluate", lambda *given, **how: {})
     monkeypatch.setattr("cfgdistill.export.stock.export", lambda *given, **how: "exported")

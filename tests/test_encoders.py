@@ -25,7 +25,9 @@ from cfgdistill.teachers.files import load
 from cfgdistill.teachers.unet import add_w_conditioning
 from cfgdistill.training.checkpoints import save_weights
 from cfgdistill.training.loop import train
+from cfgdistill.training.optim import Optim
 from cfgdistill.training.randomness import Draw
+from cfgdistill.training.state import Run
 
 CAPTIONS = ["red apple", "green apple", "cat face", "blue heart", "grinning cat with smiling eyes"]
 
@@ -238,8 +240,8 @@ def test_the_autoencoder_learns_images_it_can_hold():
     model = Autoencoder((16, 16))
     x, _ = data.all()
     before = psnr(VAEEncoder(model.net.vae).decode(VAEEncoder(model.net.vae).encode(x)), x)
-    how = dict(name="vae", updates=250, batch=16, rate=5e-3)
-    losses = [u.loss for u in train(model, autoencoder_loss, data, **how)]
+    run = train(model, autoencoder_loss, data, Optim(250, 16, 5e-3), Run("vae"))
+    losses = [u.loss for u in run]
     encoder = VAEEncoder.measured(model.net.vae, [x])
     after = psnr(encoder.decode(encoder.encode(x)), x)
     assert before < 12 and after > 17 and losses[-1] < losses[0] / 2

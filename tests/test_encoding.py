@@ -11,6 +11,7 @@ from cfgdistill import (
     CosineSchedule,
     Denoiser,
     GuidedDenoiser,
+    Optim,
     ddim,
     ddim_encode,
     ddim_step,
@@ -293,8 +294,8 @@ def test_the_halving_loop_makes_an_encoder_that_does_8_steps_in_1():
     gains = [0.1, 0.4, -0.2, 0.3, 0.0, -0.5, 0.2, 0.6]
     teacher, d = Denoiser(Table(gains), SCHEDULE), math.pi / 2 / 8
     data = load_data("toy", images=300)
-    how = dict(start=4, updates=40, batch=16, rate=0.05, sampler="ddim_encode")
-    students = list(distill_progressively(teacher, data, **how))
+    how = dict(start=4, sampler="ddim_encode")
+    students = list(distill_progressively(teacher, data, Optim(40, 16, 0.05), **how))
     assert [(s.steps, s.sampler) for s in students] == [(n, "ddim_encode") for n in (4, 2, 1)]
     known = math.prod(math.cos(d) + math.sin(d) * gain for gain in gains)
     x = noise()
@@ -305,8 +306,8 @@ def test_the_halving_loop_makes_an_encoder_that_does_8_steps_in_1():
 
 def test_an_encoder_keeps_its_w_range_and_its_classes():
     teacher, data = tiny_mlp(w_range=(0.0, 4.0)), load_data("toy", images=50)
-    how = dict(start=2, updates=1, batch=8, rate=1e-3, sampler="ddim_encode")
-    for student in distill_progressively(teacher, data, **how):
+    how = dict(start=2, sampler="ddim_encode")
+    for student in distill_progressively(teacher, data, Optim(1, 8, 1e-3), **how):
         last(ddim_encode(student, noise().float(), student.steps, A, 4.0))
         with pytest.raises(ValueError, match="w = 5 is outside"):
             ddim_encode(student, noise().float(), student.steps, A, 5.0)

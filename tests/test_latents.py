@@ -33,6 +33,8 @@ from cfgdistill.judge.metrics import Matcher, classification_loss, generate
 from cfgdistill.teachers.files import load
 from cfgdistill.training.checkpoints import read_card, read_tensors
 from cfgdistill.training.loop import train
+from cfgdistill.training.optim import Optim
+from cfgdistill.training.state import Run
 
 # ---- captioned images ---------------------------------------------------------------------------
 
@@ -322,8 +324,7 @@ def test_the_matcher_finds_the_caption_of_a_picture_and_words_carry_over():
     taught = Data("pairs", "train", stored[:3], torch.arange(3), names[:3], 255)
     torch.manual_seed(0)
     matcher = Matcher(3, 8, tokens[:3], vocabulary=4)
-    how = dict(name="matcher", updates=80, batch=12, rate=3e-3)
-    for _ in train(matcher, classification_loss, taught, **how):
+    for _ in train(matcher, classification_loss, taught, Optim(80, 12, 3e-3), Run("matcher")):
         pass
     x, own = Data("pairs", "train", stored, torch.arange(4), names, 255).all()
     assert matcher.logits(x[:3]).argmax(1).tolist() == [0, 1, 2]

@@ -23,6 +23,8 @@ from cfgdistill.judge.metrics import (
     samples,
 )
 from cfgdistill.training.loop import train
+from cfgdistill.training.optim import Optim
+from cfgdistill.training.state import Run
 
 
 class Identity(Classifier):
@@ -118,9 +120,7 @@ def test_a_classifier_learns_to_read_digits():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = Classifier(1, 8, 10)
-    updates = train(
-        classifier, classification_loss, data, name="c", updates=40, batch=32, rate=5e-3
-    )
+    updates = train(classifier, classification_loss, data, Optim(40, 32, 5e-3), Run("c"))
     assert len(list(updates)) == 40
     x, labels = data.all()
     with torch.no_grad():

@@ -18,6 +18,8 @@ from cfgdistill.course.recipes import as_recipe
 from cfgdistill.data.base import Data
 from cfgdistill.teachers.stable_diffusion import tiny_pipeline
 from cfgdistill.training.loop import train
+from cfgdistill.training.optim import Optim
+from cfgdistill.training.state import Run
 
 # A few updates of the smallest network that has all parts.
 QUICK = {
@@ -194,15 +196,15 @@ def test_a_run_on_mapped_images_resumes_with_the_same_bits():
     weights = []
     for stop in (None, 3):
         data = stages.load_recipe_data(recipe, "out")
-        how = {"name": "teacher", "updates": 6, "batch": 8, "rate": 1e-3, "folder": f"out{stop}"}
+        how = Optim(6, 8, 1e-3), Run("teacher", folder=f"out{stop}")
         net = stages.new_teacher(recipe, data)
-        updates = train(net, stages.loss_of_teacher(recipe, data), data, **how)
+        updates = train(net, stages.loss_of_teacher(recipe, data), data, *how)
         for update in updates:
             if update.number == stop:
                 updates.close()
                 data = cd.from_folder("photos", 16, mirror=True)  # mapped anew
                 net = stages.new_teacher(replace(recipe, seed=1), data)
-                for _ in train(net, stages.loss_of_teacher(recipe, data), data, **how):
+                for _ in train(net, stages.loss_of_teacher(recipe, data), data, *how):
                     pass
                 break
         weights.append(torch.cat([p.detach().flatten() for p in net.net.parameters()]))

@@ -71,8 +71,7 @@ def no_training(monkeypatch):
     def refuse(*given, **more):
         raise AssertionError("something is trained")
 
-    monkeypatch.setattr("cfgdistill.training.loop._Run", refuse)
-    monkeypatch.setattr("cfgdistill.training.loop._adam", refuse)
+    monkeypatch.setattr("cfgdistill.training.loop.State", refuse)
 
 
 def test_shipped_weights_are_those_of_the_run_in_half_precision(run, shipped, tmp_path):

@@ -12,6 +12,8 @@ from cfgdistill import (
     CosineSchedule,
     Denoiser,
     GuidedDenoiser,
+    Optim,
+    Run,
     add_w_conditioning,
     convert,
     ddim,
@@ -334,8 +336,7 @@ def distilled(rule, w_range, data=DATA, **net):
     """A student of stage one, in half a second where there is a core for it."""
     student = Denoiser(Dials(**net), SCHEDULE, w_range=w_range, num_classes=3)
     loss = stage_one_loss(GuidedDenoiser(SINGLE, NULL, rule), w_range)
-    how = {"name": "rule", "updates": 150, "batch": 128, "rate": 0.03}
-    for _ in train(student, loss, data, **how, device="cpu"):
+    for _ in train(student, loss, data, Optim(150, 128, 0.03), Run("rule", device="cpu")):
         pass
     return student
 

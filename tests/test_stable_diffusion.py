@@ -47,7 +47,9 @@ from cfgdistill.teachers.stable_diffusion import (
 from cfgdistill.teachers.unet import add_lora, add_w_conditioning, open_unet
 from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
 from cfgdistill.training.loop import train
+from cfgdistill.training.optim import Optim
 from cfgdistill.training.randomness import random_at
+from cfgdistill.training.state import Run
 
 CAPTIONS = ["a red apple", "two cats"]
 
@@ -202,8 +204,7 @@ def test_the_base_stays_bit_for_bit_and_only_changes_and_the_w_projection_move(b
     student = add_w_conditioning(teacher, (0.0, 8.0))
     before = {key: p.detach().clone() for key, p in student.net.named_parameters()}
     guided = GuidedDenoiser(teacher, data.null)
-    how = dict(name="one", updates=2, batch=2, rate=1e-3)
-    list(train(student, stage_one_loss(guided, (0.0, 8.0)), data, **how))
+    list(train(student, stage_one_loss(guided, (0.0, 8.0)), data, Optim(2, 2, 1e-3)))
     changed = {k for k, p in student.net.named_parameters() if not torch.equal(p, before[k])}
     assert changed == {k for k in before if "lora_" in k or "cond_proj" in k}
 
@@ -225,15 +226,15 @@ def test_teacher_and_students_stand_on_one_base_and_have_changes_of_their_own(ba
 
 def test_low_rank_changes_learn_to_say_v(base, data):
     teacher = v_teacher(tiny(base))
-    how = dict(name="teacher", updates=60, batch=8, rate=1e-2)
-    losses = [u.loss for u in train(teacher, teacher_loss(data.null, 0.1), data, **how)]
+    run = train(teacher, teacher_loss(data.null, 0.1), data, Optim(60, 8, 1e-2), Run("teacher"))
+    losses = [u.loss for u in run]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
 def run(base, data, folder, stop=None):
     teacher = v_teacher(tiny(base))
-    how = dict(name="teacher", updates=5, batch=2, rate=1e-2, ema=0.9, folder=folder)
-    updates = train(teacher, teacher_loss(data.null, 0.1), data, **how)
+    how = Optim(5, 2, 1e-2, ema=0.9), Run("teacher", folder=folder)
+    updates = train(teacher, teacher_loss(data.null, 0.1), data, *how)
     for update in updates:
         if update.number == stop:
             updates.close()
@@ -364,9 +365,8 @@ def test_half_precision_checkpointing_and_changes_train_and_resume_together(
         net = add_lora(unet, base, 4, half=torch.bfloat16)
         before = {k: p.detach().clone() for k, p in net.named_parameters() if not p.requires_grad}
         teacher = Denoiser(net, v_schedule(open_pipeline(base)))
-        how = dict(name="teacher", updates=4, batch=2, rate=1e-2, folder=folder)
-        how |= {"precision": "mixed", "device": "cpu"}
-        updates = train(teacher, teacher_loss(data.null, 0.1), data, **how)
+        how = Run("teacher", folder=folder, precision="mixed", device="cpu")
+        updates = train(teacher, teacher_loss(data.null, 0.1), data, Optim(4, 2, 1e-2), how)
         for update in updates:
             if update.number == stop:
                 updates.close()
@@ -634,7 +634,7 @@ def test_another_cpus_last_bits_make_neither_other_data_nor_another_teacher(
     assert not torch.equal(shaken_data.stored, data.stored)
     assert not torch.equal(shaken_data.labels, data.labels)
     assert shaken_data.hash == data.hash
-    monkeypatch.setattr("cfgdistill.training.loop._Run", None)  # nothing is trained
+    monkeypatch.setattr("cfgdistill.training.loop.State", None)  # nothing is trained
     stages.train_teacher(recipe, shaken_data, tmp_path)
 
 

@@ -19,7 +19,8 @@ from cfgdistill import (
 from cfgdistill.core.samplers import renoise
 from cfgdistill.core.stage_two import stage_two_loss
 from cfgdistill.data.toy import GaussianMixture
-from cfgdistill.training.loop import distill_progressively
+from cfgdistill.training.optim import Optim
+from cfgdistill.training.progressive import distill_progressively
 from cfgdistill.training.randomness import Draw
 
 SCHEDULE = CosineSchedule()
@@ -171,10 +172,8 @@ def test_the_halving_loop_makes_stochastic_students_and_the_last_one_is_a_copy()
         distill_progressively(
             teacher,
             load_data("toy", images=50),
+            Optim(3, 8, 1e-2),
             start=4,
-            updates=3,
-            batch=8,
-            rate=1e-2,
             sampler="stochastic",
         )
     )

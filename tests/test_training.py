@@ -17,19 +17,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import PartialState
-from helpers import tiny_mlp
+from helpers import plan, tiny_mlp
 
-from cfgdistill import CosineSchedule, Denoiser, GuidedDenoiser, distill_progressively, train
+from cfgdistill import (
+    CosineSchedule,
+    Denoiser,
+    GuidedDenoiser,
+    Optim,
+    Run,
+    distill_progressively,
+    train,
+)
 from cfgdistill.core.losses import teacher_loss
 from cfgdistill.core.stage_one import stage_one_loss
 from cfgdistill.core.stage_two import halvings, stage_two_loss
 from cfgdistill.data.named import load_data
 from cfgdistill.teachers.files import load
 from cfgdistill.training import loop as training
-from cfgdistill.training import randomness
+from cfgdistill.training import randomness, state
 from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
 from cfgdistill.training.environment import mixed_precision
-from cfgdistill.training.loop import reset
+from cfgdistill.training.progressive import reset
 from cfgdistill.training.randomness import Draw, random_at
 
 DATA = load_data("toy", images=300)
@@ -39,7 +47,7 @@ CPU = torch.device("cpu")
 
 def run(model, **changes):
     given = dict(name="teacher", updates=12, batch=8, rate=1e-2, seed=0, ema=0.9, save_every=5)
-    return train(model, LOSS, DATA, **{**given, **changes})
+    return train(model, LOSS, DATA, *plan(**{**given, **changes}))
 
 
 def bits(model):
@@ -129,7 +137,7 @@ def test_every_update_sees_the_numbers_of_its_own_place():
         seen.append((x, draw.uniform()))
         return LOSS(model, x, cond, draw)
 
-    list(train(tiny_mlp(), watch, DATA, name="a", updates=4, batch=8, rate=1e-3, seed=7))
+    list(train(tiny_mlp(), watch, DATA, Optim(4, 8, 1e-3), Run("a", seed=7)))
     for k, (x, u) in enumerate(seen):
         draw = Draw((7, "a", k), 8, slice(None), CPU)
         known, _ = DATA.batch(draw.integers(300), draw.uniform())
@@ -172,7 +180,7 @@ def push(model, x, cond, draw):
 
 def test_the_first_update_of_adam_moves_a_parameter_by_the_rate():
     model = Scalar()
-    [update] = train(model, push, DATA, name="a", updates=1, batch=4, rate=0.5)
+    [update] = train(model, push, DATA, Optim(1, 4, 0.5))
     assert update.rate == 0.5 / 50 and update.loss == 3.0
     assert model.net.weight.item() == pytest.approx(1 - 0.5 / 50, abs=1e-6)
 
@@ -191,8 +199,7 @@ def sum_of_both(model, x, cond, draw):
 
 def test_named_parameters_learn_so_many_times_faster_and_the_others_as_before():
     model = Two()
-    settings = dict(name="a", updates=1, batch=4, rate=0.5)
-    list(train(model, sum_of_both, DATA, faster={"fast_proj": 10.0}, **settings))
+    list(train(model, sum_of_both, DATA, Optim(1, 4, 0.5, faster={"fast_proj": 10.0})))
     # The first step of Adam is the rate itself.
     assert model.net["slow"].item() == pytest.approx(1 - 0.01, abs=1e-6)
     assert model.net["fast_proj"].item() == pytest.approx(1 - 0.1, abs=1e-6)
@@ -221,13 +228,13 @@ def test_gradients_are_clipped_to_norm_1_before_adam_sees_them():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", watch)
-        list(train(model, push, DATA, name="a", updates=2, batch=4, rate=0.5))
+        list(train(model, push, DATA, Optim(2, 4, 0.5)))
     assert gradients == pytest.approx([1.0, 1.0], abs=1e-5)  # 3 without clipping
 
 
 def test_with_ema_the_model_ends_with_the_running_average_of_its_weights():
     model, path = Scalar(), [1.0]
-    for _ in train(model, push, DATA, name="a", updates=30, batch=4, rate=0.5, ema=0.9):
+    for _ in train(model, push, DATA, Optim(30, 4, 0.5, ema=0.9)):
         path.append(model.net.weight.item())
     average = path[0]
     for k, value in enumerate(path[1:], start=1):
@@ -316,20 +323,21 @@ def test_work_is_saved_every_so_many_updates(tmp_path):
 
 
 def test_work_is_saved_every_five_minutes_however_many_updates_they_are(tmp_path, monkeypatch):
-    clock, saves, save = [0.0], [], training._Run.save
+    clock, saves, save = [0.0], [], state.State.save
 
     def slow(*given):  # 70 seconds an update
         clock[0] += 70
         return LOSS(*given)
 
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(training._Run, "save", lambda run: (saves.append(run.done), save(run)))
-    list(train(tiny_mlp(), slow, DATA, name="a", updates=12, batch=8, rate=1e-2, folder=tmp_path))
+    for module in (training, state):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(state.State, "save", lambda run: (saves.append(run.done), save(run)))
+    list(train(tiny_mlp(), slow, DATA, Optim(12, 8, 1e-2), Run(folder=tmp_path)))
     assert saves == [5, 10]
 
 
 def test_many_losses_are_kept_as_means_over_equal_stretches(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MOST_LOSSES", 5)
+    monkeypatch.setattr(state, "MOST_LOSSES", 5)
     _, updates = trained(folder=tmp_path, updates=13)
     losses, card = [u.loss for u in updates], read_card(tmp_path)
     means = [sum(losses[i : i + 3]) / 3 for i in (0, 3, 6, 9)] + [losses[12]]
@@ -343,8 +351,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
 
     broken.on = False
     model = tiny_mlp()
-    settings = dict(name="a", updates=12, batch=8, rate=1e-2, folder=tmp_path, save_every=5)
-    generator = train(model, broken, DATA, **settings)
+    settings = Optim(12, 8, 1e-2), Run("a", folder=tmp_path, save_every=5)
+    generator = train(model, broken, DATA, *settings)
     for _ in range(5):
         next(generator)
     before, kept = bits(model), (tmp_path / "training.safetensors").read_bytes()
@@ -356,7 +364,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     assert (tmp_path / "training.safetensors").read_bytes() == kept
     assert all(torch.equal(a, b) for a, b in zip(before, bits(model), strict=True))
     broken.on = False
-    assert [u.number for u in train(model, broken, DATA, **settings)] == list(range(6, 13))
+    assert [u.number for u in train(model, broken, DATA, *settings)] == list(range(6, 13))
 
 
 def test_a_loss_that_is_not_finite_without_a_folder_says_that_nothing_was_saved():
@@ -366,10 +374,8 @@ def test_a_loss_that_is_not_finite_without_a_folder_says_that_nothing_was_saved(
                 tiny_mlp(),
                 lambda model, x, cond, draw: LOSS(model, x, cond, draw) / 0,
                 DATA,
-                name="a",
-                updates=3,
-                batch=4,
-                rate=1e-3,
+                Optim(3, 4, 1e-3),
+                Run("a"),
             )
         )
 
@@ -385,13 +391,13 @@ def test_ctrl_c_completes_the_update_saves_and_says_how_to_go_on(tmp_path):
         return LOSS(model, x, cond, draw)
 
     press.calls, seen, model = 0, [], tiny_mlp()
-    settings = dict(name="teacher", updates=12, batch=8, rate=1e-2, ema=0.9, folder=tmp_path)
+    settings = Optim(12, 8, 1e-2, ema=0.9), Run("teacher", folder=tmp_path)
     with pytest.raises(KeyboardInterrupt, match="Stopped in teacher.*the same call again resumes"):
-        for update in train(model, press, DATA, **settings):
+        for update in train(model, press, DATA, *settings):
             seen.append(update)
     assert signal.getsignal(signal.SIGINT) is before
     assert len(seen) == 6
-    rest = list(train(model, LOSS, DATA, **settings))
+    rest = list(train(model, LOSS, DATA, *settings))
     assert [u.number for u in rest] == list(range(8, 13)) and same(whole, model)
     assert seen + rest == updates[:6] + updates[7:]  # the interrupted update was done, not shown
 
@@ -420,14 +426,14 @@ import torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from helpers import tiny_mlp
-from cfgdistill import load_data, teacher_loss, train
+from helpers import plan, tiny_mlp
+from cfgdistill import Optim, Run, load_data, teacher_loss, train
 
 data, loss = load_data("toy", images=300), teacher_loss(3, 0.1)
 
 def work(folder):
-    for _ in train(tiny_mlp(), loss, data, name="a", updates=100, batch=8, rate=1e-2, ema=0.9,
-                   folder=folder, save_every=3):
+    optim, run = Optim(100, 8, 1e-2, ema=0.9), Run("a", folder=folder, save_every=3)
+    for _ in train(tiny_mlp(), loss, data, optim, run):
         pass
 
 out = Path({out!r})
@@ -487,8 +493,9 @@ def test_killed_at_any_moment_and_resumed_is_bit_for_bit_the_uninterrupted_run(t
 
 
 def stage_two(teacher, **changes):
-    given = dict(start=4, updates=3, batch=8, rate=1e-3)
-    return distill_progressively(teacher, DATA, **{**given, **changes})
+    given = dict(updates=3, batch=8, rate=1e-3) | changes
+    how = {key: given.pop(key) for key in [*given] if key in ("start", "sampler", "pretrained")}
+    return distill_progressively(teacher, DATA, *plan(**given), **{"start": 4, **how})
 
 
 def test_halvings_go_down_to_1():
@@ -607,8 +614,7 @@ def test_under_mixed_precision_both_networks_compute_in_bf16_and_the_rest_does_n
         kinds["seen by a loss"] |= {losses.dtype, pred.v.dtype, pred.x.dtype, said.dtype}
         return losses
 
-    how = dict(name="s", updates=2, batch=8, rate=0.1, precision="mixed", device="cpu")
-    list(train(student, loss, DATA, **how))
+    list(train(student, loss, DATA, Optim(2, 8, 0.1), Run(precision="mixed", device="cpu")))
     assert kinds["student"] == kinds["teacher"] == {torch.bfloat16}
     assert kinds["seen by a loss"] == {torch.float32}
     assert all(p.dtype == torch.float32 for p in student.parameters())
@@ -623,8 +629,8 @@ def test_runs_of_different_precision_follow_each_other_in_one_process(monkeypatc
         return LOSS(model, x, cond, draw)
 
     for precision in ("mixed", "full", "mixed"):
-        how = dict(name="a", updates=1, batch=4, rate=1e-3, precision=precision, device="cpu")
-        list(train(tiny_mlp(), loss, DATA, **how))
+        run_in = Run(precision=precision, device="cpu")
+        list(train(tiny_mlp(), loss, DATA, Optim(1, 4, 1e-3), run_in))
     assert seen == [True, False, True]
     with pytest.raises(ValueError, match="There is no precision 'half'"):
         next(run(tiny_mlp(), precision="half"))
@@ -655,10 +661,8 @@ def test_stage_one_learns_the_guided_pair():
             student,
             stage_one_loss(guided, (2.0, 2.0)),
             DATA,
-            name="one",
-            updates=300,
-            batch=8,
-            rate=0.05,
+            Optim(300, 8, 0.05),
+            Run("one"),
         )
     )
     assert student.net.a.item() == pytest.approx(3 * 0.4 - 2 * 0.1, abs=2e-3)
@@ -903,13 +907,12 @@ def test_reset_leaves_what_is_frozen_as_it_is():
 
 
 def test_of_two_rates_that_fit_a_name_the_first_holds_and_they_do_not_multiply():
-    settings = dict(name="a", updates=1, batch=4, rate=0.5)
     for faster, times in (
         ({"fast_proj": 10.0, "fast": 3.0}, 10.0),
         ({"fast": 3.0, "fast_proj": 10.0}, 3.0),
     ):
         model = Two()
-        list(train(model, sum_of_both, DATA, faster=faster, **settings))
+        list(train(model, sum_of_both, DATA, Optim(1, 4, 0.5, faster=faster)))
         assert 1 - model.net["fast_proj"].item() == pytest.approx(times * 0.01, rel=1e-3)
         assert 1 - model.net["slow"].item() == pytest.approx(0.01, rel=1e-3)
 
@@ -944,7 +947,7 @@ def test_a_checkpoint_is_not_let_go_before_the_finished_model_was_read_back(tmp_
         save_weights(model, folder, about, **more)
         (folder / "model.safetensors").write_bytes(b"what the disk made of it")
 
-    monkeypatch.setattr(training, "save_weights", damaged)
+    monkeypatch.setattr(state, "save_weights", damaged)
     with pytest.raises(ValueError, match="cannot be read"):
         list(run(tiny_mlp(), folder=tmp_path))
     assert len(read_tensors(tmp_path / "training.safetensors")[0]["losses"]) == 10
@@ -982,13 +985,13 @@ def test_every_signal_to_stop_completes_the_update_and_saves(tmp_path, name):
         return LOSS(model, x, cond, draw)
 
     try:
-        settings = dict(name="teacher", updates=12, batch=8, rate=1e-2, folder=tmp_path)
+        settings = Optim(12, 8, 1e-2), Run("teacher", folder=tmp_path)
         with pytest.raises(KeyboardInterrupt, match="Stopped in teacher"):
-            list(train(tiny_mlp(), press, DATA, **settings))
+            list(train(tiny_mlp(), press, DATA, *settings))
         assert signal.getsignal(number) is signal.default_int_handler
         assert len(read_tensors(tmp_path / "training.safetensors")[0]["losses"]) == 1
         signal.signal(number, signal.SIG_IGN)  # as under nohup
-        assert len(list(train(tiny_mlp(), press, DATA, **settings))) == 11
+        assert len(list(train(tiny_mlp(), press, DATA, *settings))) == 11
     finally:
         signal.signal(number, before)
 
@@ -1047,7 +1050,7 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(tmp_path):
         calls.append(1)
         return LOSS(*given)
 
-    how = dict(name="a", updates=2, batch=4, rate=1e-3, folder=tmp_path)
+    said = Run(folder=tmp_path, notes={"where": tmp_path})
     with pytest.raises(ValueError, match="is kept as JSON"):
-        list(train(tiny_mlp(), loss, DATA, notes={"where": tmp_path}, **how))
+        list(train(tiny_mlp(), loss, DATA, Optim(2, 4, 1e-3), said))
     assert not calls

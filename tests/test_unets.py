@@ -13,7 +13,10 @@ from cfgdistill.data.named import load_data
 from cfgdistill.teachers.files import load
 from cfgdistill.teachers.unet import add_w_conditioning
 from cfgdistill.training.checkpoints import save_weights
-from cfgdistill.training.loop import reset, train
+from cfgdistill.training.loop import train
+from cfgdistill.training.optim import Optim
+from cfgdistill.training.progressive import reset
+from cfgdistill.training.state import Run
 
 RECIPE = get_recipe("digits", "smoke", channels=(8, 16), batch=4)
 
@@ -197,12 +200,8 @@ def test_a_trained_teacher_is_loaded_by_its_folder_alone(tmp_path, changes):
         teacher,
         teacher_loss(10, 0.1),
         load_data("digits", images=20),
-        name="teacher",
-        updates=2,
-        batch=4,
-        rate=1e-3,
-        ema=0.9,
-        folder=tmp_path,
+        Optim(2, 4, 1e-3, ema=0.9),
+        Run("teacher", folder=tmp_path),
     )
     assert len(list(updates)) == 2
     back = load(tmp_path)

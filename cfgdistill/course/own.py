@@ -14,6 +14,8 @@ from cfgdistill.data.base import Data
 from cfgdistill.data.folder import load_own
 from cfgdistill.judge.metrics import classification_loss
 from cfgdistill.training.loop import train
+from cfgdistill.training.optim import Optim
+from cfgdistill.training.state import Run
 
 
 def recipe_for(source: str, like: str | None, **changes) -> Recipe:
@@ -57,17 +59,9 @@ def minutes(recipe: Recipe, data: Data) -> dict[str, float]:
 
 def _seconds(recipe: Recipe, model, loss: Callable, data: Data, measured: int = 3) -> float:
     """Per update, after a first one that takes longer."""
-    updates = train(
-        model,
-        loss,
-        data,
-        name="trial",
-        updates=measured + 1,
-        batch=recipe.batch,
-        rate=recipe.rate,
-        seed=recipe.seed,
-        precision=recipe.precision,
-    )
+    optim = Optim(measured + 1, recipe.batch, recipe.rate)
+    run = Run("trial", seed=recipe.seed, precision=recipe.precision)
+    updates = train(model, loss, data, optim, run)
     next(updates)
     started = time.perf_counter()
     for _ in updates:

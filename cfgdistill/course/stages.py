@@ -32,6 +32,7 @@ from cfgdistill.core.losses import (
 from cfgdistill.core.names import one_of
 from cfgdistill.core.samplers import ddim
 from cfgdistill.core.stage_one import stage_one_loss
+from cfgdistill.core.stage_two import stage_two_loss
 from cfgdistill.course.recipes import Recipe, get_recipe
 from cfgdistill.data.autoencoder import Autoencoder, VAEEncoder, autoencoder_loss
 from cfgdistill.data.base import Data
@@ -52,8 +53,11 @@ from cfgdistill.judge.metrics import (
 )
 from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
 from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_text
-from cfgdistill.training.loop import distill_progressively, reset, train
+from cfgdistill.training.loop import train
+from cfgdistill.training.optim import Optim
+from cfgdistill.training.progressive import distill_progressively, reset
 from cfgdistill.training.randomness import seeded
+from cfgdistill.training.state import Run
 
 
 def home(recipe: Recipe, out: str | Path) -> Path:
@@ -137,14 +141,8 @@ def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncod
             model,
             autoencoder_loss,
             images,
-            name="autoencoder",
-            updates=recipe.autoencoder,
-            batch=recipe.batch // 2,
-            rate=2e-3,
-            ema=recipe.ema,
-            folder=home(recipe, out) / "autoencoder",
-            about={"data": images.hash},
-            **_common(recipe),
+            _optim(recipe, recipe.autoencoder, recipe.batch // 2, 2e-3, ema=recipe.ema),
+            _run(recipe, "autoencoder", home(recipe, out) / "autoencoder", {"data": images.hash}),
         )
     )
     # Measured once, then part of the model: elsewhere the last bits would be others.
@@ -180,13 +178,8 @@ def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier 
             classifier,
             classification_loss,
             images,
-            name="classifier",
-            updates=recipe.classifier,
-            batch=recipe.batch,
-            rate=2e-3,
-            folder=home(recipe, out) / "classifier",
-            about={"data": images.hash},
-            **_common(recipe),
+            _optim(recipe, recipe.classifier, recipe.batch, 2e-3),
+            _run(recipe, "classifier", home(recipe, out) / "classifier", {"data": images.hash}),
         )
     )
     return classifier
@@ -228,14 +221,13 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
             teacher,
             loss_of_teacher(recipe, data),
             data,
-            name="teacher",
-            updates=recipe.teacher,
-            batch=recipe.batch,
-            rate=recipe.rate,
-            ema=recipe.ema,
-            folder=stage_folder(recipe, out, "teacher", TEACHER),
-            about={**about, **_decoded_by(data)},
-            **_common(recipe),
+            _optim(recipe, recipe.teacher, recipe.batch, recipe.rate, ema=recipe.ema),
+            _run(
+                recipe,
+                "teacher",
+                stage_folder(recipe, out, "teacher", TEACHER),
+                {**about, **_decoded_by(data)},
+            ),
         )
     )
     return teacher
@@ -259,20 +251,25 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
                 weighting=_weighting(recipe),
             ),
             data,
-            name="stage-one",
-            updates=recipe.stage_one,
-            batch=recipe.student_batch,
-            rate=recipe.rate_one,
-            faster={"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate},
-            ema=recipe.ema,
-            folder=stage_folder(recipe, out, "stage-one", STAGE_ONE),
-            about={
-                "teacher": read_card(stage_folder(recipe, out, "teacher", TEACHER))["sha256"],
-                "w_range": w_range,
-                **_losses(recipe),
-                **_decoded_by(data),
-            },
-            **_common(recipe),
+            _optim(
+                recipe,
+                recipe.stage_one,
+                recipe.student_batch,
+                recipe.rate_one,
+                faster={"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate},
+                ema=recipe.ema,
+            ),
+            _run(
+                recipe,
+                "stage-one",
+                stage_folder(recipe, out, "stage-one", STAGE_ONE),
+                {
+                    "teacher": read_card(stage_folder(recipe, out, "teacher", TEACHER))["sha256"],
+                    "w_range": w_range,
+                    **_losses(recipe),
+                    **_decoded_by(data),
+                },
+            ),
         )
     )
     return student
@@ -317,37 +314,47 @@ def train_two_students(recipe: Recipe, data: Data, out: str | Path) -> Iterator[
 
 
 def _halvings(
-    teacher: Denoiser, data: Data, recipe: Recipe, *, taught_by: Path, folder: Path, **how
+    teacher: Denoiser,
+    data: Data,
+    recipe: Recipe,
+    *,
+    taught_by: Path,
+    folder: Path,
+    sampler: str = "ddim",
+    **how,
 ) -> Iterator[Denoiser]:
     """Stage two as the recipe has it, from the teacher whose card lies in `taught_by`."""
     about = {"teacher": read_card(taught_by)["sha256"], **_losses(recipe), **_decoded_by(data)}
     return distill_progressively(
         teacher,
         data,
+        _optim(recipe, recipe.halving, recipe.student_batch, recipe.rate_two),
+        _run(recipe, "stage-two", folder, about),
         start=recipe.start,
-        updates=recipe.halving,
-        batch=recipe.student_batch,
-        rate=recipe.rate_two,
+        sampler=sampler,
+        loss=functools.partial(stage_two_loss, weighting=_weighting(recipe), **how),
         late_rate=recipe.late_rate,
-        weighting=_weighting(recipe),
         pretrained=recipe.pretrained,
-        folder=folder,
-        about=about,
-        **how,
-        **_common(recipe),
     )
 
 
-def _common(recipe: Recipe) -> dict:
-    """What every stage is told in the same words."""
-    return {
-        "seed": recipe.seed,
-        "warm_up": recipe.warm_up,
-        "save_every": recipe.save_every,
-        "precision": recipe.precision,
-        "eight_bit": recipe.eight_bit,
-        "notes": {"recipe": asdict(recipe)},
-    }
+def _optim(recipe: Recipe, updates: int, batch: int, rate: float, **more) -> Optim:
+    """How a stage of this recipe moves the weights."""
+    same = {"warm_up": recipe.warm_up, "eight_bit": recipe.eight_bit}
+    return Optim(updates, batch, rate, **same, **more)
+
+
+def _run(recipe: Recipe, name: str, folder: Path, about: dict) -> Run:
+    """Where a stage of this recipe is trained, and what is kept of it."""
+    return Run(
+        name,
+        seed=recipe.seed,
+        folder=folder,
+        about=about,
+        notes={"recipe": asdict(recipe)},
+        save_every=recipe.save_every,
+        precision=recipe.precision,
+    )
 
 
 def _losses(recipe: Recipe) -> dict:

@@ -1,6 +1,7 @@
 """What a machine can do, and what its user has said in the environment."""
 
 import os
+import warnings
 
 import torch
 
@@ -50,3 +51,25 @@ def flag(name: str, default: bool = False) -> bool:
     if word not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
         raise ValueError(f"{name}={given} says neither yes nor no: set it to 1 or to 0.")
     return word in ("1", "true", "yes", "on")
+
+
+LAUNCHER = {"MIXED_PRECISION": "no", "GRADIENT_ACCUMULATION_STEPS": "1", "DYNAMO_BACKEND": "no"}
+
+
+def ask_the_launcher(precision: str) -> None:
+    """Refuse what `accelerate launch` was asked for and cannot be; say what is not done."""
+    for sharded in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if flag(f"ACCELERATE_USE_{sharded}"):
+            raise ValueError(
+                f"`accelerate launch` was asked for {sharded}, which shares the weights out, and "
+                "here every process has all of them: use --multi_gpu, or answer `accelerate "
+                "config` again."
+            )
+    asked = {key: os.environ.get(f"ACCELERATE_{key}", usual) for key, usual in LAUNCHER.items()}
+    other = [f"{k.lower()} {v}" for k, v in asked.items() if v.lower() != LAUNCHER[k]]
+    if other:
+        warnings.warn(
+            f"Of {', '.join(other)}, asked of `accelerate launch`, nothing is done: the recipe "
+            f"decides, and its precision is {precision!r}.",
+            stacklevel=3,
+        )
