@@ -788,8 +788,8 @@ show(fig, alt=alt)
 # 3. **How crooked is a walk?** Compute the length of each walk over the distance between its ends, for
 #    $w = 0, 1, 3$. *Hint: `walk` returns all points; the length is the sum of `path.diff(dim=0).norm(dim=-1)`.*
 # 4. **More practice near $w = 0$.** Train stage one with $w = 4 u^3$, $u$ uniform, and compare the errors at $w = 0$ and at
-#    $w = 3$. Which $w$ pays for it? *Hint: `stage_one_loss` and
-#    `distill_progressively` take `w_power=3`. On images we shall do exactly this, in notebook 03.*
+#    $w = 3$. Which $w$ pays for it? *Hint: `stage_one_loss` takes
+#    `w_power=3`. On images we shall do exactly this, in notebook 03.*
 #
 # ## What to try next
 #
