@@ -405,7 +405,7 @@ class CountsInPython(torch.optim.Optimizer):
     """Momentum that, as 8-bit Adam does, counts its steps in Python and shares a table."""
 
     def __init__(self, groups, rate):
-        super().__init__(groups, {"lr": rate})
+        super().__init__(groups, {"lr": rate, "factor": 1.0})
         self.qmap = torch.linspace(-1, 1, 256)
 
     @torch.no_grad()
@@ -425,7 +425,9 @@ def test_an_optimizer_that_counts_in_python_resumes_too_and_fits_no_other(
     base, data, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_adam", lambda groups, rate, eight: CountsInPython(groups, rate))
+        patch.setattr(
+            Optim, "adam", lambda how, by_name: CountsInPython(by_name.values(), how.rate)
+        )
         run(base, data, tmp_path / "a", stop=2)
         one, other = run(base, data, tmp_path / "a"), run(base, data, tmp_path / "b")
         for key, value in one.net.state_dict().items():
@@ -437,8 +439,8 @@ def test_an_optimizer_that_counts_in_python_resumes_too_and_fits_no_other(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there 8 bits are possible")
 def test_without_a_gpu_eight_bits_are_ordinary_adam():
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(3))]}]
-    assert type(training._adam(groups, 0.1, True)) is torch.optim.AdamW
+    trained = {"a": torch.nn.Parameter(torch.zeros(3))}
+    assert type(Optim(1, 1, 0.1, eight_bit=True).adam(trained)) is torch.optim.AdamW
 
 
 # ---- to stock diffusers ---------------------------------------------------------------------
