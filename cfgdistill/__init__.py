@@ -43,6 +43,7 @@ HOMES = {
     "data.text": ("TextEncoder",),
     "data.toy": ("GaussianMixture", "pinwheel"),
     "judge.delivered": ("delivered_by_samples", "delivered_w"),
+    "judge.imagenet": ("ImageNetClassifier",),
     "judge.metrics": (
         *("Judge", "PrecisionRecall", "clip_score", "evaluate", "generate", "published_fid"),
         *("samples", "tabulate"),

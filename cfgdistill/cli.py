@@ -240,6 +240,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--teacher", metavar="FOLDER", help="also the distance to this model's own samples"
     )
+    evaluate.add_argument(
+        "--judge",
+        default="own",
+        help="own: the classifier of the model's recipe (default); imagenet: EfficientNet-Lite0, "
+        "which this package has not trained",
+    )
     evaluate.add_argument("--fid", action="store_true", help="also the published FID (cifar10)")
     evaluate.add_argument("--to", metavar="FILE", help="also write the JSON there")
 
@@ -385,9 +391,11 @@ def _evaluate(given) -> dict:
     import torch
 
     import cfgdistill.course.stages as stages
-    from cfgdistill.judge.metrics import FID_SAMPLES, evaluate, published_fid, samples
+    from cfgdistill.judge.imagenet import ImageNetClassifier
+    from cfgdistill.judge.metrics import FID_SAMPLES, Judge, evaluate, published_fid, samples
     from cfgdistill.training.checkpoints import provenance, write_text
 
+    one_of("judge", given.judge, ("own", "imagenet"))
     given.folder = _place(given.folder)
     net, recipe = _load(given.folder), _recipe_of(given.folder)
     sampler = _sampler(given.sampler, net)
@@ -425,7 +433,10 @@ def _evaluate(given) -> dict:
             batches = samples(model, data.shape, labels, batch=BATCH, **how)
             fid = published_fid(_bar(batches, f"FID {k + 1}", FID_SAMPLES // BATCH), data)
             fids[k] = {"fid": fid}
-    judge = stages.make_judge(recipe, data, given.out or _out_of(recipe, given.folder))
+    if given.judge == "imagenet":
+        judge = Judge(ImageNetClassifier().to(net.device), data.images)
+    else:
+        judge = stages.make_judge(recipe, data, given.out or _out_of(recipe, given.folder))
     how = {"model": Path(given.folder).name, "n": n, "batch": BATCH, "seed": given.seed}
     rows = [
         evaluate(model, judge, data, steps=steps, w=w, sampler=sampler, teacher=teacher, **how)

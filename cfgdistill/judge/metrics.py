@@ -242,7 +242,7 @@ class Judge:
     precision, recall  share of samples inside the reference's manifold, and the other way round
                        (Kynkaanniemi et al. 2019, k = 3)
     class_accuracy     share of samples that the net says are of their class; for captioned images
-                       it is called retrieval_score (see `Matcher`)
+                       it is called retrieval_score (see `Matcher`); not from a net of other classes
 
     The last four of these need single features: they look at the first `most` samples, so that
     memory does not grow with their number. Any module will do that gives features
@@ -268,7 +268,8 @@ class Judge:
             self.kernel = KernelDistance(given, subsets=20, **keep).to(self.sums_on)
             self.inception = InceptionScore(given, splits=1).to(self.sums_on)
         self.manifold = PrecisionRecall().to(self.sums_on)
-        self.accuracy = MulticlassAccuracy(reference.num_classes, average="micro").to(self.sums_on)
+        accuracy = MulticlassAccuracy(reference.num_classes, average="micro").to(self.sums_on)
+        self.accuracy = accuracy if classifier.score else None
         self.samples = 0
         with torch.no_grad():
             for rows in torch.arange(len(reference))[self.share].split(batch):
@@ -281,7 +282,8 @@ class Judge:
 
     def reset(self) -> None:
         """Forget the samples; keep the reference."""
-        for metric in (self.frechet, self.kernel, self.manifold, self.inception, self.accuracy):
+        accuracy = [] if self.accuracy is None else [self.accuracy]
+        for metric in (self.frechet, self.kernel, self.manifold, self.inception, *accuracy):
             metric.reset()
         self.samples = 0
 
@@ -297,7 +299,8 @@ class Judge:
             logits = self.classifier.head(features).to(self.sums_on)
             features, own = features.to(self.sums_on), own.to(self.sums_on)
             self.frechet.update(features, real=False)
-            self.accuracy.update(logits, own)
+            if self.accuracy is not None:
+                self.accuracy.update(logits, own)
             single = max(0, most - self.samples)
             if single:
                 self.kernel.update(features[:single], real=False)
@@ -311,14 +314,16 @@ class Judge:
         with seeded(0), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "std", UserWarning)  # of one split there is none
             precision, recall = self.manifold.compute().tolist()
-            return {
+            found = {
                 "frechet_distance": self.frechet.compute().item(),
                 "kernel_distance": self.kernel.compute()[0].item(),
                 "inception_score": self.inception.compute()[0].item(),
                 "precision": precision,
                 "recall": recall,
-                self.classifier.score: self.accuracy.compute().item(),
             }
+            if self.accuracy is not None:
+                found[self.classifier.score] = self.accuracy.compute().item()
+            return found
 
     def __call__(self, x: Tensor, labels: Tensor) -> dict[str, float]:
         """Judge these samples alone."""
