@@ -33,7 +33,8 @@ from cfgdistill import (
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.stage_two import stage_two_loss
 from cfgdistill.data.named import load_data
-from cfgdistill.teachers.unet import TIMESTEPS, W_FEATURES, add_w_conditioning, build_unet
+from cfgdistill.teachers.unet import TIMESTEPS, W_FEATURES, build_unet
+from cfgdistill.teachers.w_input import add_w_conditioning
 from cfgdistill.training.checkpoints import provenance, write_text
 from cfgdistill.training.environment import flag, mixed_precision
 from cfgdistill.training.randomness import Draw

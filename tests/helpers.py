@@ -13,7 +13,8 @@ from cfgdistill.course.recipes import get_recipe
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder, build_text_encoder
 from cfgdistill.teachers.mlp import MLP
-from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
+from cfgdistill.teachers.unet import build_text_unet, build_unet
+from cfgdistill.teachers.w_input import add_w_conditioning
 from cfgdistill.training.optim import Optim
 from cfgdistill.training.state import Run
 

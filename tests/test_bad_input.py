@@ -27,7 +27,7 @@ from cfgdistill.data.named import load_data
 from cfgdistill.data.toy import pinwheel
 from cfgdistill.judge.metrics import Classifier
 from cfgdistill.teachers.files import load
-from cfgdistill.teachers.unet import add_w_conditioning
+from cfgdistill.teachers.w_input import add_w_conditioning
 from cfgdistill.training.checkpoints import load_weights, read_tensors, refuse_other, save_weights
 
 

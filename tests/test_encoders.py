@@ -22,7 +22,7 @@ from cfgdistill.data.base import Data
 from cfgdistill.data.latents import Latents, cached_latents
 from cfgdistill.data.text import TextEncoder, build_text_encoder
 from cfgdistill.teachers.files import load
-from cfgdistill.teachers.unet import add_w_conditioning
+from cfgdistill.teachers.w_input import add_w_conditioning
 from cfgdistill.training.checkpoints import save_weights
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim

@@ -44,7 +44,8 @@ from cfgdistill.teachers.stable_diffusion import (
     v_schedule,
     v_teacher,
 )
-from cfgdistill.teachers.unet import add_lora, add_w_conditioning, open_unet
+from cfgdistill.teachers.unet import add_lora, open_unet
+from cfgdistill.teachers.w_input import add_w_conditioning
 from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim

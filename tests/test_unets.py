@@ -11,7 +11,7 @@ from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.losses import teacher_loss
 from cfgdistill.data.named import load_data
 from cfgdistill.teachers.files import load
-from cfgdistill.teachers.unet import add_w_conditioning
+from cfgdistill.teachers.w_input import add_w_conditioning
 from cfgdistill.training.checkpoints import save_weights
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim

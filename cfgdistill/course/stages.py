@@ -51,7 +51,8 @@ from cfgdistill.judge.metrics import (
     generate,
     sampler_name,
 )
-from cfgdistill.teachers.unet import add_w_conditioning, build_text_unet, build_unet
+from cfgdistill.teachers.unet import build_text_unet, build_unet
+from cfgdistill.teachers.w_input import add_w_conditioning
 from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_text
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim

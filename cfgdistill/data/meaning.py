@@ -37,10 +37,14 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Classes(Meaning):
-    """Labels 0 .. num_classes - 1, with names or without; the label after them is null."""
+    """Labels 0 .. num_classes - 1, with names or without; the label after them is null.
+
+    vae: decodes samples that are latents; None where they are images
+    """
 
     num_classes: int
     names: tuple[str, ...] = ()
+    vae: VAEEncoder | None = None
 
     @property
     def null(self) -> int:
@@ -66,11 +70,12 @@ class Classes(Meaning):
             )
         return int(given)
 
-    def decode(self, z: Example) -> Example:
-        return z.clamp(-1, 1)
+    def decode(self, z: Example) -> Tensor:
+        return z.clamp(-1, 1) if self.vae is None else decode_in_parts(self.vae, z)
 
     def keep(self, folder: Path) -> dict:
-        return {"class_names": list(self.names)}
+        entry = {} if self.vae is None else keep_decoder(folder, self.vae)
+        return {"class_names": list(self.names), **entry}
 
 
 class Prompts(Meaning):
@@ -96,26 +101,32 @@ class Prompts(Meaning):
         return decode_in_parts(self.vae, z)
 
     def keep(self, folder: Path) -> dict:
-        state = {
-            "vae": {k: v for k, v in self.vae.vae.config.items() if not k.startswith("_")},
-            "scale": self.vae.scale,
-            "tokenizer": described(self.text.tokenizer),
-        }
-        tensors = {f"vae.{key}": value for key, value in self.vae.vae.state_dict().items()}
-        write_tensors(folder / DECODER, {**tensors, "shift": self.vae.shift.flatten()}, state)
-        return {"decoder": sha256(folder / DECODER)}
+        return keep_decoder(folder, self.vae, tokenizer=described(self.text.tokenizer))
 
     @classmethod
     def kept(cls, folder: Path, entry: dict, model) -> "Prompts":
         """What `keep` left in a folder, with the text model that its network has."""
-        file = folder / DECODER
-        if not file.exists() or sha256(file) != entry["decoder"]:
-            raise ValueError(
-                f"{file} is missing or is not what the model was saved with: copy the whole folder "
-                "of the model again."
-            )
-        tensors, state = read_tensors(file)
-        shift = tensors.pop("shift")
-        encoder = VAEEncoder(open_vae(state["vae"], tensors), shift, state["scale"])
-        text = TextEncoder(as_tokenizer(state["tokenizer"]), model)
-        return cls(text, encoder)
+        encoder, state = kept_decoder(folder, entry)
+        return cls(TextEncoder(as_tokenizer(state["tokenizer"]), model), encoder)
+
+
+def keep_decoder(folder: Path, vae: VAEEncoder, **state) -> dict:
+    """An autoencoder, and `state` (JSON), in a file of their own; the entry of a card for it."""
+    config = {k: v for k, v in vae.vae.config.items() if not k.startswith("_")}
+    tensors = {f"vae.{key}": value for key, value in vae.vae.state_dict().items()}
+    tensors["shift"] = vae.shift.flatten()
+    write_tensors(folder / DECODER, tensors, {"vae": config, "scale": vae.scale, **state})
+    return {"decoder": sha256(folder / DECODER)}
+
+
+def kept_decoder(folder: Path, entry: dict) -> tuple[VAEEncoder, dict]:
+    """What `keep_decoder` left in a folder; ValueError where it is not there."""
+    file = folder / DECODER
+    if not file.exists() or sha256(file) != entry["decoder"]:
+        raise ValueError(
+            f"{file} is missing or is not what the model was saved with: copy the whole folder of "
+            "the model again."
+        )
+    tensors, state = read_tensors(file)
+    shift = tensors.pop("shift")
+    return VAEEncoder(open_vae(state["vae"], tensors), shift, state["scale"]), state

@@ -18,6 +18,7 @@ from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.schedules import Schedule
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder
+from cfgdistill.teachers.dit import DiT, UNet2D
 from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
 
 MARK = "Made with cfgdistill"
@@ -63,8 +64,9 @@ def export(
     """Write `student` as a stock diffusers pipeline, with a model card; the folder's path.
 
     A text student needs its autoencoder and its text encoder, and becomes a
-    StableDiffusionPipeline. A class-conditional student of pixels becomes a pipeline of its own,
-    whose code lies in the folder. `about` (JSON) goes into the model card: data, cost, results.
+    StableDiffusionPipeline. A class-conditional student becomes a pipeline of its own, whose code
+    lies in the folder, with `vae` or the autoencoder that it knows itself, if its samples are
+    latents. `about` (JSON) goes into the model card: data, cost, results.
     With `w`, a text student has that one guidance weight for good, and no input for it: for tools
     that know no such input. They call it with guidance_scale=1.
 
@@ -82,7 +84,7 @@ def export(
             f"This student predicts {student.prediction_type}, and the stock scheduler is set for "
             "v: export a student with prediction_type='v'."
         )
-    if getattr(student.net, "timesteps", TIMESTEPS) != TIMESTEPS:
+    if isinstance(student.net, TextUNet) and student.net.timesteps != TIMESTEPS:
         raise ValueError(
             f"This network counts {student.net.timesteps} time steps and the stock scheduler "
             f"{TIMESTEPS}: distil a teacher that does too, such as stable_diffusion.v_teacher."
@@ -96,6 +98,8 @@ def export(
     scheduler = stock_scheduler(student.schedule)
     if isinstance(student.net, TextUNet):
         pipeline = _text_pipeline(student, scheduler, vae, text)
+        if w is not None:
+            pipeline.register_modules(unet=fold_w(pipeline.unet, w))
         if w is not None:
             pipeline.register_modules(unet=fold_w(pipeline.unet, w))
     elif isinstance(student.net, ClassUNet):
@@ -212,16 +216,19 @@ def fold_w(unet, w: float):
     return unet
 
 
-def _class_pipeline(student, scheduler, class_names):
+def _class_pipeline(student, scheduler, vae, class_names):
     from cfgdistill.export.class_pipeline import ClassConditionalPipeline
 
+    net, vae = student.net, vae or getattr(student.meaning, "vae", None)
     return ClassConditionalPipeline(
-        student.net.unet,
         scheduler,
+        **{"transformer" if isinstance(net, DiT) else "unet": net.stock()},
+        vae=None if vae is None else vae.folded(),
         steps=student.steps,
         w_range=student.w_range,
         class_names=class_names,
-        patch=student.net.patch,
+        patch=getattr(net, "patch", 1),
+        timesteps=net.timesteps,
     )
 
 

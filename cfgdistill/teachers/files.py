@@ -17,7 +17,7 @@ from cfgdistill.core.denoiser import Denoiser, ranges
 from cfgdistill.core.names import one_of
 from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule, FlowSchedule, Schedule
 from cfgdistill.data.autoencoder import VAEEncoder, open_vae
-from cfgdistill.data.meaning import Classes, Prompts
+from cfgdistill.data.meaning import Classes, Prompts, kept_decoder
 from cfgdistill.data.named import CIFAR10_CLASSES
 from cfgdistill.data.text import TextEncoder, as_tokenizer
 from cfgdistill.teachers.shipped import ROOT, checked, copy_pretrained, names, shipped_card
@@ -170,7 +170,7 @@ def _build(model: dict, precision: str) -> Denoiser:
 
 def build_network(config: dict):
     """The network of this configuration, with random weights; ValueError for an unknown one."""
-    for module in ("mlp", "unet", "flow"):  # whose networks announce themselves
+    for module in ("mlp", "unet", "dit", "flow"):  # whose networks announce themselves
         import_module(f"cfgdistill.teachers.{module}")
     config = dict(config)
     return NETWORKS[one_of("network", config.pop("net"), NETWORKS)](**config)
@@ -198,7 +198,8 @@ def _meaning(denoiser: Denoiser, folder: Path, card: dict):
     entry, recipe = card.get("meaning", {}), card.get("recipe", {})
     if denoiser.num_classes is not None:
         known = entry.get("class_names", CLASS_NAMES.get(str(recipe.get("dataset")), ()))
-        return Classes(denoiser.num_classes, tuple(known))
+        vae = kept_decoder(folder, entry)[0] if "decoder" in entry else None
+        return Classes(denoiser.num_classes, tuple(known), vae)
     if "decoder" in entry:
         return Prompts.kept(folder, entry, denoiser.net.text)
     base = entry.get("pipeline", recipe.get("base"))

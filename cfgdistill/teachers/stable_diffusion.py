@@ -76,19 +76,24 @@ def open_pipeline(base: str):
             f"The U-Net of {base!r} has an input for w, so it is a student already: name the "
             "teacher it was made from."
         )
-    if not hasattr(pipe.scheduler, "alphas_cumprod"):
+    refuse_scheduler(pipe.scheduler, repr(base))
+    return pipe
+
+
+def refuse_scheduler(scheduler, owner: str) -> None:
+    """ValueError where no teacher can be made of what a pipeline with this scheduler says."""
+    if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
-            f"The scheduler of {base!r}, {type(pipe.scheduler).__name__}, has no alphas_cumprod: "
-            "flow matching is not Stable Diffusion 1.x or 2.x. Name one of those."
+            f"The scheduler of {owner}, {type(scheduler).__name__}, has no alphas_cumprod: flow "
+            "matching is for flow_denoiser. Name a pipeline such as Stable Diffusion 1.x or 2.x."
         )
-    said = one_of("prediction type", pipe.scheduler.config.prediction_type, PREDICTIONS)
-    if said == "epsilon" and pipe.scheduler.alphas_cumprod[-1] < 1e-5:
+    said = one_of("prediction type", scheduler.config.prediction_type, PREDICTIONS)
+    if said == "epsilon" and scheduler.alphas_cumprod[-1] < 1e-5:
         raise ValueError(
-            f"{base!r} says eps on a schedule that ends in pure noise, of which no image can be "
+            f"{owner} says eps on a schedule that ends in pure noise, of which no image can be "
             "had: correct prediction_type or rescale_betas_zero_snr in its scheduler's "
             "configuration."
         )
-    return pipe
 
 
 def base_denoiser(pipe) -> Denoiser:

@@ -1,23 +1,21 @@
 """diffusers' U-Net behind our call, and the ways to get one: new, or with a w input."""
 
 import copy
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from cfgdistill.core.denoiser import Denoiser, ranges, unfreeze
-from cfgdistill.core.guidance import embed_w
+from cfgdistill.core.denoiser import Denoiser
 from cfgdistill.core.schedules import CosineSchedule, Example, PerExample, Strengths
 from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.text import build_text_model, text_config
 from cfgdistill.teachers.files import network
+from cfgdistill.teachers.w_input import W_FEATURES, w_features, w_projection
 from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.randomness import seeded
 
 TIMESTEPS = 1024  # a power of two, so that i/N is a whole number of them for every N of stage two
-W_FEATURES = 64
 
 
 def _unet_of(config: dict):
@@ -54,29 +52,25 @@ class _UNet(nn.Module):
         """Whether a student of this network trains the parameter of this name."""
         return True
 
+    def add_w(self, strengths: int) -> None:
+        """The layer that diffusers makes for `time_cond_proj_dim`, 0 at first."""
+        embedding = self.unet.time_embedding
+        embedding.cond_proj = w_projection(strengths, embedding.linear_1.in_features)
+        self.unet.register_to_config(time_cond_proj_dim=embedding.cond_proj.in_features)
+
     def stock(self):
         """The U-Net as stock diffusers knows it."""
         return self.unet
 
     def _ask(self, z: Example, t: PerExample, w: Strengths | None, **condition) -> Example:
-        features = self.unet.config.time_cond_proj_dim
         if z.shape[1:] != self.shape:
             raise ValueError(
                 f"z is {list(z.shape)}, but this U-Net takes "
                 f"[batch, {', '.join(map(str, self.shape))}]."
             )
-        if (w is None) != (features is None):
-            raise ValueError(
-                "This network takes no w: wrap it in GuidedDenoiser, or give it a w input with "
-                "add_w_conditioning."
-                if w is not None
-                else "This network needs a guidance weight: pass w."
-            )
+        condition["timestep_cond"] = w_features(w, z, self.unet.config.time_cond_proj_dim)
         # Entry k of a diffusers schedule is t = (k + 1) / T.
         k = self.timesteps * t - 1
-        if w is not None:
-            w = embed_w(w, features // (1 if w.ndim == 1 else w.shape[1])).to(z.dtype)
-        condition["timestep_cond"] = w
         return self._call(z, k, **condition)
 
     def _call(self, z: Example, k: PerExample, **condition) -> Example:
@@ -216,7 +210,7 @@ class LoraUNet(TextUNet):
                 "revision of then into its card, as name@revision, or train again."
             )
         if config["time_cond_proj_dim"] is not None:
-            _add_cond_proj(net.unet, config["time_cond_proj_dim"] // W_FEATURES)
+            net.add_w(config["time_cond_proj_dim"] // W_FEATURES)
         return net
 
     def trains(self, name: str) -> bool:
@@ -417,26 +411,3 @@ def _new_unet(
             dropout=dropout,
             **blocks,
         )
-
-
-def add_w_conditioning(teacher: Denoiser, w_range: Sequence) -> Denoiser:
-    """A copy of the teacher's network with a w input that, so far, changes nothing.
-
-    w_range: (low, high), or a pair for each of several strengths, whose features stand side by
-    side. diffusers leaves the new projection `cond_proj` at random. Here it is zero, so the student
-    starts as exactly the conditional teacher, for every w.
-    """
-    net = copy.deepcopy(teacher.net)
-    _add_cond_proj(net.unet, len(ranges(w_range)))
-    unfreeze(net)
-    student = teacher.copy(net)
-    student.w_range, student.steps, student.sampler, student.nfe = w_range, None, None, 0
-    return student.to(next(teacher.parameters()).device).eval()
-
-
-def _add_cond_proj(unet, strengths: int) -> None:
-    """The layer that diffusers makes for `time_cond_proj_dim`, in float32, with weights of 0."""
-    embedding, features = unet.time_embedding, strengths * W_FEATURES
-    embedding.cond_proj = nn.Linear(features, embedding.linear_1.in_features, bias=False)
-    nn.init.zeros_(embedding.cond_proj.weight)
-    unet.register_to_config(time_cond_proj_dim=features)

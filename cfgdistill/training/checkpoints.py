@@ -92,7 +92,11 @@ def _bits(value: Tensor) -> Tensor:
 
 
 # Networks that describe themselves by all the options of a class of diffusers.
-OF_DIFFUSERS = dict.fromkeys(("ClassUNet", "TextUNet", "LoraUNet"), "UNet2DConditionModel")
+OF_DIFFUSERS = {
+    **dict.fromkeys(("ClassUNet", "TextUNet", "LoraUNet"), "UNet2DConditionModel"),
+    "UNet2D": "UNet2DModel",
+    "DiT": "DiTTransformer2DModel",
+}
 
 
 def identity(tree):
