@@ -100,10 +100,8 @@ def export(
         pipeline = _text_pipeline(student, scheduler, vae, text)
         if w is not None:
             pipeline.register_modules(unet=fold_w(pipeline.unet, w))
-        if w is not None:
-            pipeline.register_modules(unet=fold_w(pipeline.unet, w))
-    elif isinstance(student.net, ClassUNet):
-        pipeline = _class_pipeline(student, scheduler, class_names)
+    elif isinstance(student.net, ClassUNet | DiT | UNet2D):
+        pipeline = _class_pipeline(student, scheduler, vae, class_names)
     else:
         raise ValueError("Only image models can be exported, not those of points.")
     card = model_card(student, about or {}, class_names, w)

@@ -1,6 +1,7 @@
 """diffusers' U-Net behind our call, and the ways to get one: new, or with a w input."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
