@@ -201,7 +201,7 @@ def latents(n=40):
 
 def test_from_a_pretrained_pipeline_to_a_student_in_fifteen_lines(tmp_path):
     data, out = latents(), tmp_path / "out"
-    few = dict(updates=2, batch=4, rate=1e-4)
+    few = cd.Optim(updates=2, batch=4, rate=1e-4)
     pipe = DiTPipeline.from_pretrained(dit_pipeline(tmp_path / "pretrained"))
     # From here on it is what a reader would write.
     model = cd.class_denoiser(pipe)
@@ -209,9 +209,10 @@ def test_from_a_pretrained_pipeline_to_a_student_in_fifteen_lines(tmp_path):
     student = cd.add_w_conditioning(model, (0.0, 4.0))
     student.prediction_type = "v"
     loss = cd.stage_one_loss(guided, student.w_range)
-    for _ in cd.train(student, loss, data, name="stage-one", folder=out / "one", **few):
+    for _ in cd.train(student, loss, data, few, cd.Run("stage-one", folder=out / "one")):
         pass
-    for fewer in cd.distill_progressively(student, data, start=2, folder=out / "two", **few):  # noqa: B007
+    run = cd.Run(folder=out / "two")
+    for fewer in cd.distill_progressively(student, data, few, run, start=2):  # noqa: B007
         pass
     again = cd.load(out / "two" / "steps-1", device="cpu")
     images = cd.sample(again, ["thing 5", 7], w=2.0)
@@ -235,9 +236,8 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path):
 
     def updates(folder):
         student = cd.add_w_conditioning(guided.denoiser, (0.0, 4.0))
-        few = dict(updates=4, batch=4, rate=1e-3, ema=0.9)
-        loss = cd.stage_one_loss(guided, student.w_range)
-        yield from cd.train(student, loss, data, name="one", folder=folder, **few)
+        loss, few = cd.stage_one_loss(guided, student.w_range), cd.Optim(4, 4, 1e-3, ema=0.9)
+        yield from cd.train(student, loss, data, few, cd.Run("one", folder=folder))
         yield fingerprint(student)
 
     *_, known = updates(tmp_path / "a")
