@@ -273,6 +273,27 @@ ANSWERS = {
         3,
         {"gains most": 0.0, "Where is it largest": 1.0, "name one of the weights": 2.0},
     ),
+    # 14
+    "spot_the_line": ("D", {"the midpoint": "a", "first of the two": "b", "made of its": "c"}),
+    "leading_times": (
+        (750.0, 500.0, 250.0, 0.0),
+        {
+            "noisiest entry is just what is left out": [999, 749, 499, 249],
+            "from noise to data": [0, 250, 500, 750],
+            "four calls": [750, 500, 250],
+            "into k * 1000 / 4": [751, 501, 251, 1],
+        },
+    ),
+    "guided_twice": (
+        (1 + 3) ** 2 - 1,
+        {
+            "multiplies the first": 6,
+            "not w": 9,
+            "that is the scale": 16,
+            "given so much already": 3,
+            "One w was there": 12,
+        },
+    ),
 }
 
 

@@ -474,3 +474,44 @@ def staircase(answer: float) -> str:
     }
     praise = "4,800 evaluations for each image of a batch, against 38,400."
     return _judge(answer, whole / stairs, praise, mistakes, tolerance=0.01)
+
+
+# ---- 14, the bug museum ---------------------------------------------------------------------
+
+
+def spot_the_line(answer: str) -> str:
+    """The line of the wrong target, by its letter."""
+    others = {
+        "a": "the midpoint is where it should be.",
+        "b": "that is the first of the two steps, and it is right.",
+        "c": "the teacher has to be asked there. What is then made of its answer?",
+    }
+    return _choose(answer, "The second step is never taken.", "d", others)
+
+
+def leading_times(answer) -> str:
+    """The entries of a table of 1000 at which 4 steps with leading spacing ask."""
+    if _blank(answer):
+        return NOTHING
+    found = [int(time) for time in answer]
+    if found == [750, 500, 250, 0]:
+        return "Right. Pure noise is taken for an image three quarters of the way."
+    if found == [0, 250, 500, 750]:
+        return "Not yet: these are the entries. Sampling goes from noise to data."
+    if 1000 in found or 999 in found:
+        return "Not yet: the noisiest entry is just what is left out. Put in k = 3, 2, 1, 0."
+    if len(found) != 4:
+        return "Not yet: four steps are four calls."
+    return "Not yet: put k = 3, 2, 1, 0 into k * 1000 / 4."
+
+
+def guided_twice(answer: float) -> str:
+    """The weight that arrives where a student asked for w = 3 is guided with w = 3 again."""
+    mistakes = {
+        "the second guidance also multiplies the first: put the answers in.": 6.0,
+        "what multiplies is 1 + w, not w.": 9.0,
+        "that is the scale, 1 + w. The weight is one less.": 16.0,
+        "the student has given so much already, and it is exaggerated once more.": 3.0,
+        "this is w (1 + w). One w was there before.": 12.0,
+    }
+    return _judge(answer, 15.0, "(1 + 3) (1 + 3) - 1.", mistakes)
