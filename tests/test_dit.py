@@ -147,6 +147,12 @@ def test_an_exported_student_is_stock_diffusers_with_one_file_of_code(kind, tmp_
         pipe([10])
 
 
+def test_rows_are_added_to_a_table_of_the_size_that_diffusers_makes_by_default():
+    net = cd.DiT(DiTTransformer2DModel(**SIZES, in_channels=1, sample_size=8, patch_size=2))
+    net.add_w(1)
+    assert net.stock().config.num_embeds_ada_norm == 1000 + 64
+
+
 # ---- from a pretrained pipeline to a student ------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from cfgdistill.core.schedules import Schedule
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.text import TextEncoder
 from cfgdistill.teachers.dit import DiT, UNet2D
+from cfgdistill.teachers.flow import Flow
 from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
 
 MARK = "Made with cfgdistill"
@@ -102,6 +103,12 @@ def export(
             pipeline.register_modules(unet=fold_w(pipeline.unet, w))
     elif isinstance(student.net, ClassUNet | DiT | UNet2D):
         pipeline = _class_pipeline(student, scheduler, vae, class_names)
+    elif isinstance(student.net, Flow):
+        raise ValueError(
+            "The network of a flow-matching student is stock diffusers' own: save it alone, with "
+            "student.net.velocity.transformer.save_pretrained(folder), and sample it with "
+            f"FlowMatchEulerDiscreteScheduler(shift={student.schedule.shift:g})."
+        )
     else:
         raise ValueError("Only image models can be exported, not those of points.")
     card = model_card(student, about or {}, class_names, w)

@@ -10,7 +10,7 @@ from cfgdistill.core.denoiser import Denoiser
 from cfgdistill.core.schedules import Example, PerExample, Strengths
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.meaning import Classes
-from cfgdistill.teachers.files import network
+from cfgdistill.teachers.files import network, options
 from cfgdistill.teachers.stable_diffusion import PREDICTIONS, own_schedule, refuse_scheduler
 from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet
 from cfgdistill.teachers.w_input import W_FEATURES, LabelsAndW, w_features
@@ -46,9 +46,8 @@ class _Labelled(nn.Module):
 
     @property
     def config(self) -> dict:
-        config = {k: v for k, v in self.net.config.items() if not k.startswith("_")}
         own = {"timesteps": self.timesteps, "strengths": self.strengths}
-        return {"net": type(self).__name__, **config, **own}
+        return {"net": type(self).__name__, **options(self.net), **own}
 
     @classmethod
     def from_config(cls, timesteps: int = TIMESTEPS, strengths: int = 0, **config) -> "_Labelled":
@@ -72,7 +71,7 @@ class _Labelled(nn.Module):
 
     def stock(self):
         """A copy as stock diffusers knows it: the projections of w are more rows of its tables."""
-        config, state = self.net.config, self.net.state_dict()
+        config, state = options(self.net), self.net.state_dict()
         for key in [key for key in state if key.endswith("cond_proj.weight")]:
             table = key.replace("cond_proj.", "")
             state[table] = torch.cat([state[table], state.pop(key).T])

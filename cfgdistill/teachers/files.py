@@ -37,6 +37,11 @@ def network(kind: type) -> type:
     return kind
 
 
+def options(net) -> dict:
+    """What builds a network of diffusers again, with random weights: all that it was made with."""
+    return {key: value for key, value in net.config.items() if not key.startswith("_")}
+
+
 def load(name_or_folder: str | Path, device: str | torch.device | None = None) -> Denoiser:
     """A model with all that sampling needs: a shipped name, or a folder that `train` wrote.
 
@@ -101,7 +106,7 @@ def _from_folder(folder: Path) -> Denoiser:
         if key in card.get("meaning", {}) and not fits(card["meaning"][key]):
             raise ValueError(_no_card(folder, f"{key} is {card['meaning'][key]!r:.60}"))
     with _in_words(folder):
-        denoiser = _build(model, card.get("recipe", {}).get("precision", "full"))
+        denoiser = build(model, card.get("recipe", {}).get("precision", "full"))
     load_weights(denoiser, folder)
     with _in_words(folder):
         denoiser.meaning = _meaning(denoiser, folder, card)
@@ -152,7 +157,7 @@ def _no_card(folder: Path, why: str) -> str:
     )
 
 
-def _build(model: dict, precision: str) -> Denoiser:
+def build(model: dict, precision: str = "full") -> Denoiser:
     """A denoiser as its card describes it, with random weights.
 
     The base of low-rank changes is in half precision where it was trained so and the device gains.
@@ -170,7 +175,7 @@ def _build(model: dict, precision: str) -> Denoiser:
 
 def build_network(config: dict):
     """The network of this configuration, with random weights; ValueError for an unknown one."""
-    for module in ("mlp", "unet", "dit", "flow"):  # whose networks announce themselves
+    for module in ("mlp", "unet", "dit", "flow", "experts"):  # whose networks announce themselves
         import_module(f"cfgdistill.teachers.{module}")
     config = dict(config)
     return NETWORKS[one_of("network", config.pop("net"), NETWORKS)](**config)

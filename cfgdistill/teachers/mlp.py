@@ -32,16 +32,21 @@ class MLP(nn.Module):
             "num_classes": num_classes,
             "width": width,
             "features": features,
-            **({} if strengths == 1 else {"strengths": strengths}),
         }
         self.features = features
         self.label = nn.Embedding(num_classes + 1, width)
         self.time = nn.Linear(2 * features, width)
-        self.w_proj = nn.Linear(features * strengths, width, bias=False)
-        nn.init.zeros_(self.w_proj.weight)  # a fresh student does not depend on w yet
+        self.add_w(strengths)
         self.inner = nn.Linear(dim, width)
         self.layers = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(3))
         self.outer = nn.Linear(width, dim)
+
+    def add_w(self, strengths: int) -> None:
+        """An input for so many weights, on which the answer does not depend yet."""
+        if strengths > 1:
+            self.config["strengths"] = strengths
+        self.w_proj = nn.Linear(self.features * strengths, self.label.embedding_dim, bias=False)
+        nn.init.zeros_(self.w_proj.weight)
 
     def forward(self, z: Tensor, t: PerExample, cond: Tensor, w: Strengths | None) -> Tensor:
         k = torch.arange(1, self.features + 1, device=z.device) * (math.pi / 4)

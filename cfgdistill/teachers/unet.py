@@ -11,7 +11,7 @@ from cfgdistill.core.denoiser import Denoiser
 from cfgdistill.core.schedules import CosineSchedule, Example, PerExample, Strengths
 from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.text import build_text_model, text_config
-from cfgdistill.teachers.files import network
+from cfgdistill.teachers.files import network, options
 from cfgdistill.teachers.w_input import W_FEATURES, w_features, w_projection
 from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.randomness import seeded
@@ -38,7 +38,7 @@ class _UNet(nn.Module):
 
     @property
     def config(self) -> dict:
-        config = {k: v for k, v in self.unet.config.items() if not k.startswith("_")}
+        config = options(self.unet)
         if self.timesteps != TIMESTEPS:  # said where it differs, so that older cards still hold
             config["timesteps"] = self.timesteps
         return {"net": type(self).__name__, **config}

@@ -5,6 +5,7 @@ Each kind of network knows where it belongs, and says so in its method `add_w(st
 ClassUNet, TextUNet   `time_cond_proj_dim` of diffusers: added to the time before its embedding
 DiT, UNet2D           no slot in diffusers: added to the embedding of the label, see `LabelsAndW`
 Flux                  `guidance_embeds` of diffusers, which is told the scale 1 + w
+MLP                   added to the time and the label, as in DiT
 Flow, Experts         as the networks inside them take it
 
 All are zero at first, so a student starts as exactly the conditional teacher, for every w.
@@ -51,18 +52,20 @@ def w_projection(strengths: int, width: int) -> nn.Linear:
     return projection
 
 
-def w_features(w: Strengths | None, like: Example, features: int | None) -> Tensor | None:
-    """What a projection of so many features in all is given; None for a network without one.
-
-    ValueError where a weight is missing, or is given to a network that takes none.
-    """
-    if (w is None) != (not features):
+def refuse_w(w: Strengths | None, takes: bool) -> None:
+    """ValueError where a weight is missing, or is given to a network that takes none."""
+    if w is not None and not takes:
         raise ValueError(
             "This network takes no w: wrap it in GuidedDenoiser, or give it a w input with "
             "add_w_conditioning."
-            if w is not None
-            else "This network needs a guidance weight: pass w."
         )
+    if w is None and takes:
+        raise ValueError("This network needs a guidance weight: pass w.")
+
+
+def w_features(w: Strengths | None, like: Example, features: int | None) -> Tensor | None:
+    """What a projection of so many features in all is given; None for a network without one."""
+    refuse_w(w, bool(features))
     if w is None:
         return None
     return embed_w(w, features // (1 if w.ndim == 1 else w.shape[1])).to(like.dtype)

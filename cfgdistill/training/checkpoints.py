@@ -96,6 +96,7 @@ OF_DIFFUSERS = {
     **dict.fromkeys(("ClassUNet", "TextUNet", "LoraUNet"), "UNet2DConditionModel"),
     "UNet2D": "UNet2DModel",
     "DiT": "DiTTransformer2DModel",
+    "Flux": "FluxTransformer2DModel",
 }
 
 
