@@ -34,6 +34,9 @@
 # | `laptop` | two CPU cores | five minutes on digits, after stage one |
 # | `colab` | one free T4 | `dataset = "cifar10"`: about a third of a session |
 # | `paper` | a large GPU | the published budget |
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=05`.
 
 # %%
 import importlib.util
@@ -67,6 +70,7 @@ from cfgdistill import (
     stochastic,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import evaluate_rows, make_judge, train_stage_two, train_teacher
 from cfgdistill.judge.plotting import COLORS, figure, sample_grid, show
 from cfgdistill.training.checkpoints import provenance
@@ -86,7 +90,47 @@ seed = 0
 # undo it. Adding noise erases part of the current state, and with it part of the error.
 #
 # With $N$ steps, from $t = i/N$: a DDIM step of **double** length down to $k = t - 2/N$, and then fresh
-# noise up to $s = t - 1/N$,
+# noise up to $s = t - 1/N$.
+
+# %% [markdown]
+# ### Exercise 1: how much noise? *(derive, 6 minutes)*
+#
+# Suppose $z_k = \alpha_k x + \sigma_k \varepsilon$ is what noising an image gives. Then $z_s$ should be the same for time $s$: $\alpha_s x$, plus noise of standard deviation $\sigma_s$. The factor $\alpha_s / \alpha_k$ puts the mean right. It also
+# scales the noise that is there. **How much fresh noise is missing?** (Independent noises add up in variance.)
+#
+# <details><summary>Hint</summary>
+#
+# What is the variance of $(\alpha_s / \alpha_k)\, \sigma_k \varepsilon$, and what should it be in all?
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "added_noise", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def added_noise(alpha_k, sigma_k, alpha_s, sigma_s):
+    """The standard deviation of the fresh noise, s above k."""
+    ### BEGIN SOLUTION
+    return (sigma_s**2 - (alpha_s / alpha_k) ** 2 * sigma_k**2).sqrt()
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "added_noise-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.added_noise(added_noise))
+### BEGIN HIDDEN TESTS
+assert checks.added_noise(added_noise).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* the difference of standard deviations; $\sqrt{\sigma_s^2 - \sigma_k^2}$, which forgets that the old noise is scaled down; the variance without the root; $k$ and $s$ swapped, which is no number.
+#
+# *Accepted:* $\sqrt{1 - (\alpha_s / \alpha_k)^2}$ as well.
+#
+# </details>
+
+# %% [markdown]
+# So the way up is
 #
 # $$ z_s = \frac{\alpha_s}{\alpha_k} z_k + \sigma_{s|k}\, \varepsilon', \qquad
 # \sigma_{s|k}^2 = \sigma_s^2 - \Big(\frac{\alpha_s}{\alpha_k}\Big)^2 \sigma_k^2
@@ -222,8 +266,53 @@ print("standard deviation in x and y, of the 300 end points and of the data:", n
 #
 # ## 2. What the students must learn
 #
+# What is one jump of a student in terms of its teacher's?
+
+# %% [markdown]
+# ### Exercise 2: two jumps in one *(fill in three times, 6 minutes)*
+#
 # A student is asked at $t = i/N$, always for a jump of $2/N$, and only from $t = 1/N$ for one of half that length. Its teacher takes
-# $2N$ steps, so the jumps it was trained for are $2/2N = 1/N$ long. Two of them are the student's jump:
+# $2N$ steps, so the jumps it was trained for are $2/2N = 1/N$ long. **At which times $t$, `mid` and $s$ does the student's jump begin, is the teacher asked for the second time, and does the jump end?** Where one jump of the teacher is enough, `mid` is $s$.
+#
+# <details><summary>Hint 1</summary>
+#
+# Regular, $i \ge 2$: two jumps of the teacher, each $1/N$ long.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# At the edge, $i = 1$, one jump of the teacher leads to 0.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "jump_times", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def jump_times(i, N):
+    """t, mid, s for i = N, ..., 1."""
+    ### BEGIN SOLUTION
+    return tuple(max(i - back, 0) / N for back in (0, 1, 2))
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "jump_times-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.jump_times(jump_times))
+### BEGIN HIDDEN TESTS
+assert checks.jump_times(jump_times).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $s = t - 1/N$ (DDIM); at the edge two jumps of half the length, for which the teacher was never trained; times below 0.
+#
+# *To discuss:* why is the halving from 2 steps to 1 a copy?
+#
+# </details>
+
+# %% [markdown]
+# Two of the teacher's jumps are the student's:
 #
 # - **regular**, $i \ge 2$: two teacher jumps, $t \to t - 1/N \to t - 2/N$;
 # - **edge**, $i = 1$: *one* teacher jump, $1/N \to 0$. The teacher knows it, since $1/N$ is $2/2N$, its regular jump. The target is its
@@ -316,6 +405,39 @@ show(
     alt="Variance of the samples against the number of steps. The distilled chain stays just below 0.4 down to one step; "
     "the exact denoiser loses more and more variance with fewer steps, and has none left at one step.",
 )
+
+# %% [markdown]
+# ### Exercise 3: a longer chain *(predict before the numbers, 3 minutes)*
+#
+# The chain from 64 steps ends with a variance of 0.383. From how many steps must a chain start to end at **0.39 or more**, with as few as possible? (a) 32, (b) 64, (c) 128, (d) 256. And does it help or harm that a longer chain has more halvings?
+#
+# <details><summary>Hint</summary>
+#
+# What is lost is lost in the first halving, to the steps of a many-step teacher. What happens to it if those are half as long?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "long_enough", "locked": false, "schema_version": 3, "solution": true, "task": false}
+long_enough = None
+### BEGIN SOLUTION
+long_enough = "c"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "long_enough-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.long_enough(long_enough))
+### BEGIN HIDDEN TESTS
+assert checks.long_enough(long_enough).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (a), "every halving loses a little, so the fewer, the better".
+#
+# *To discuss:* the loss is 0.033, 0.017, 0.008, 0.004. Of which order is the sampler?
+#
+# </details>
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -528,7 +650,7 @@ for w in (0.0, 3.0):
 # steps are long (the teacher at 32 evaluations, recall 0.81), and the students have inherited the short steps of the start of their chain, nothing more.
 # Which sampler to prefer depends on what is wanted: with guidance, or for precision, the stochastic one; for diversity without guidance DDIM.
 #
-# ## Exercises
+# ## Further questions
 #
 # 1. In `stochastic_from_scratch` and in `factors`, add too little noise (half of $\sigma_{s|k}$). Which of the checks above notices, and which number
 #    of the Gaussian chain changes?

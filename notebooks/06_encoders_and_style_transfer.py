@@ -35,6 +35,9 @@
 # | `laptop` | two CPU cores | five minutes on digits, after stage two |
 # | `colab` | one free T4 | `dataset = "cifar10"`: about a third of a session |
 # | `paper` | a large GPU | the published budget |
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=06`.
 
 # %%
 import importlib.util
@@ -65,6 +68,7 @@ from cfgdistill import (
     truncated_snr,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import make_judge, train_stage_two, train_teacher
 from cfgdistill.judge.plotting import COLORS, draw_images, figure, sample_grid, show
 from cfgdistill.training.checkpoints import provenance
@@ -140,6 +144,40 @@ show(
     "below and light above; and the same noise decoded as the two other arms, where the light points are on top again. On the second arm "
     "the dark points, once the inner end, are the outer one.",
 )
+
+# %% [markdown]
+# ### Exercise 1: what is kept? *(predict before the numbers, 3 minutes)*
+#
+# Rank the points of arm 0 from its inner to its outer end, and the same points, decoded as arm 1, along *that* arm. **Which sign has the correlation of the two ranks?** (a) positive, the inner points stay inside; (b) about 0, the noise forgets it;
+# (c) negative, the inner points become the outer ones.
+#
+# <details><summary>Hint</summary>
+#
+# Look at the light points in the figure: where are they on each arm, and where in the plane?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "place_along_the_arm", "locked": false, "schema_version": 3, "solution": true, "task": false}
+place_along_the_arm = None
+### BEGIN SOLUTION
+place_along_the_arm = "c"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "place_along_the_arm-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.place_along_the_arm(place_along_the_arm))
+### BEGIN HIDDEN TESTS
+assert checks.place_along_the_arm(place_along_the_arm).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (a), "the place within the class is the style".
+#
+# *To discuss:* which property of an image do you expect to survive, then, and how would you measure it?
+#
+# </details>
 
 
 # %%
@@ -363,7 +401,51 @@ show(
 # why: those pixels are black in nearly every digit. To turn a single value into a whole bell curve the flow would have to be infinitely steep at
 # $t = 0$, and no network and no finite step is. It is the price of data without noise in it, and it costs little here: a decoder puts black where it
 # belongs from any noise.
+
+# %% [markdown]
+# ### Exercise 2: between two encodings *(fill in, 8 minutes)*
 #
+# Noise in many dimensions is nearly all of the same length. The straight line between two encodings leads through points that are too short, and that no image has for an encoding. **Go along the great circle instead**: at even angles, from $a$ to $b$, which are equally long here.
+#
+# <details><summary>Hint 1</summary>
+#
+# The angle between them is $\theta = \arccos(\langle a, b\rangle / (\lVert a\rVert \lVert b\rVert))$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $\sin((1 - u)\,\theta)\, a + \sin(u\,\theta)\, b$, divided by something that makes it $a$ at $u = 0$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "slerp", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def slerp(a, b, u):
+    """The point at share u of the way along the great circle: a, b [d], u from 0 to 1."""
+    ### BEGIN SOLUTION
+    angle = torch.arccos(a @ b / (a.norm() * b.norm()))
+    return (torch.sin((1 - u) * angle) * a + torch.sin(u * angle) * b) / angle.sin()
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "slerp-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.slerp(slerp))
+### BEGIN HIDDEN TESTS
+assert checks.slerp(slerp).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* the straight line, whose middle has 0.7 of the length; the line scaled back to length, which is right at $u = \tfrac12$ only; $u$ and $1 - u$ swapped.
+#
+# *To discuss:* decode it (the second of the further questions).
+#
+# </details>
+
+# %% [markdown]
 # ## 7. One hand, ten digits
 #
 # Encode a test image as what it is, decode it as each of the ten classes. In the paper this is style transfer.
@@ -457,8 +539,43 @@ print(f"of another image {'':25s} {chance[0]:14.2f} {chance[1]:12.2f}")
 #
 # ## 9. Guidance on the way up
 #
-# So far the encoder had $w = 0$, and only the decoder was guided. It would seem natural to encode with the same $w$. **Is that
-# wise?**
+# So far the encoder had $w = 0$, and only the decoder was guided. It would seem natural to encode with the same $w$.
+
+# %% [markdown]
+# ### Exercise 3: guide the encoder? *(predict before the figure, 3 minutes)*
+#
+# An image is to be encoded, changed, and decoded with $w = 3$. **With which $w$ should it be encoded?** (a) With 3 as well, so that up and down are the same flow. (b) With the $w$ at which the encodings have a spread of 1, as noise has. (c) With 0.
+#
+# <details><summary>Hint</summary>
+#
+# Down, guidance draws trajectories together. What does the same flow do upwards?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "w_for_encoding", "locked": false, "schema_version": 3, "solution": true, "task": false}
+w_for_encoding = None
+### BEGIN SOLUTION
+w_for_encoding = "c"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "w_for_encoding-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.w_for_encoding(w_for_encoding))
+### BEGIN HIDDEN TESTS
+assert checks.w_for_encoding(w_for_encoding).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (a) by symmetry; (b), which happens to be $w = 1$: some values vary too little and others too much, and the errors cancel in the sum.
+#
+# *To discuss:* why is an untypical image so hard to encode under guidance?
+#
+# </details>
+
+# %% [markdown]
+# **How do the image error and the spread of the encodings change with $w$?**
 
 # %%
 sweep = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
@@ -518,7 +635,7 @@ for wrong in (
         print(error)
 
 # %% [markdown]
-# ## Exercises
+# ## Further questions
 #
 # 1. Encode with the *wrong* label, then decode with the right one. What is in the noise now?
 # 2. Interpolate between the encodings of two images (along the great circle) and decode. Then between the images themselves.

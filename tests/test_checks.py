@@ -10,7 +10,16 @@ import jupytext
 import pytest
 import torch
 
-from cfgdistill import expand
+from cfgdistill import (
+    CosineSchedule,
+    GuidedDenoiser,
+    convert,
+    ddim,
+    ddim_step,
+    expand,
+    last,
+    pinwheel,
+)
 from cfgdistill.course import checks
 
 # What the solutions find in their notebooks.
@@ -57,6 +66,10 @@ def shifted(table):
 
 def cut(table):
     return torch.cat([table[:-1], torch.zeros(1, dtype=table.dtype)])
+
+
+def angle_of(a, b):
+    return torch.arccos(a @ b / (a.norm() * b.norm()))
 
 
 def explosions(at_noise, at_data, one_step):
@@ -273,6 +286,55 @@ ANSWERS = {
         3,
         {"gains most": 0.0, "Where is it largest": 1.0, "name one of the weights": 2.0},
     ),
+    # 05
+    "added_noise": (
+        lambda a_k, s_k, a_s, s_s: torch.sqrt(1 - (a_s / a_k) ** 2),
+        {
+            "standard deviations do not": lambda a_k, s_k, a_s, s_s: s_s - a_s / a_k * s_k,
+            "scaled down as well": lambda a_k, s_k, a_s, s_s: (s_s**2 - s_k**2).sqrt(),
+            "this is the variance": lambda a_k, s_k, a_s, s_s: 1 - (a_s / a_k) ** 2,
+            "all of sigma_s": lambda a_k, s_k, a_s, s_s: s_s,
+            "not all of it is finite": lambda a_k, s_k, a_s, s_s: (1 - (a_k / a_s) ** 2).sqrt(),
+        },
+    ),
+    "jump_times": (
+        lambda i, N: [i / N, (i - 1) / N, (i - 2) / N if i > 1 else 0],
+        {
+            "the step of DDIM": lambda i, N: (i / N, (i - 0.5) / N, (i - 1) / N),
+            "below 0": lambda i, N: (i / N, (i - 1) / N, (i - 2) / N),
+            "no jump of half": lambda i, N: (i / N, max(i - 1, 0.5) / N, max(i - 2, 0) / N),
+            "asked at t = i/N": lambda i, N: ((i - 1) / N, i / N, 0),
+            "two of them": lambda i, N: (i / N, max(i - 2, 0) / N, max(i - 4, 0) / N),
+        },
+    ),
+    "long_enough": ("(c)", {"loses 0.03": "a", "it is 0.383": "b", "half of it does too": "d"}),
+    # 06
+    "place_along_the_arm": (
+        "C",
+        {"knows nothing of arms": "a", "something is kept": "b", "one of the letters": "d"},
+    ),
+    "slerp": (
+        lambda a, b, u: (
+            a * torch.cos(u * angle_of(a, b))
+            + torch.nn.functional.normalize(b - (a @ b) / (a @ a) * a, dim=0)
+            * a.norm()
+            * torch.sin(u * angle_of(a, b))
+        ),
+        {
+            "a straight line": torch.lerp,
+            "u and 1 - u are swapped": lambda a, b, u: (
+                (torch.sin(u * angle_of(a, b)) * a + torch.sin((1 - u) * angle_of(a, b)) * b)
+                / angle_of(a, b).sin()
+            ),
+            "not at even angles": lambda a, b, u: (
+                torch.lerp(a, b, u) * a.norm() / torch.lerp(a, b, u).norm()
+            ),
+            "by the sine of the angle": lambda a, b, u: (
+                torch.sin((1 - u) * angle_of(a, b)) * a + torch.sin(u * angle_of(a, b)) * b
+            ),
+        },
+    ),
+    "w_for_encoding": ("c", {"errors grow": "a", "is chance": "b", "one of the letters": "0"}),
     # 14
     "spot_the_line": ("D", {"the midpoint": "a", "first of the two": "b", "made of its": "c"}),
     "leading_times": (
@@ -329,3 +391,21 @@ def test_what_is_no_number_or_of_no_use_hears_what_is_wanted():
     assert "should be a number, and this is a str" in checks.landing("far out")
     assert "divided by zero" in checks.landing(float("nan"))
     assert checks.landing(...) == checks.landing(None) == checks.NOTHING
+
+
+def test_what_is_to_be_predicted_in_the_plane_is_so():
+    exact = GuidedDenoiser(pinwheel().denoiser(CosineSchedule()), null=3)
+    z, cond = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)), torch.arange(300) % 3
+    z = z.double()
+    means = pinwheel().means.double().reshape(3, 4, 2).mean(1)
+    torch.testing.assert_close(last(ddim(exact, z, 1, cond, 3.0)), 4 * means[cond])
+
+    misses = {}
+    for i in (4, 3, 2, 1):
+        t, mid, s = (torch.full((300,), (i - back) / 4).double() for back in (0, 0.5, 1))
+        second = exact(ddim_step(exact(z, t, cond, 2.0), mid, exact.schedule), mid, cond, 2.0)
+        said = convert(second.x, z, *exact.schedule.alpha_sigma(t), "x")
+        off = ddim_step(said, s, exact.schedule) - ddim_step(second, s, exact.schedule)
+        misses[i] = off.square().mean().sqrt().item()
+    order = sorted(misses, key=misses.get)
+    assert misses[1] < 1e-12 < 1e-2 < misses[4] and (order[0], order[-1]) == (1, 2)

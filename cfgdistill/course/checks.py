@@ -476,6 +476,105 @@ def staircase(answer: float) -> str:
     return _judge(answer, whole / stairs, praise, mistakes, tolerance=0.01)
 
 
+# ---- 05, the stochastic sampler -------------------------------------------------------------
+
+
+def added_noise(answer: Callable) -> str:
+    """answer(alpha_k, sigma_k, alpha_s, sigma_s): how much noise is added on the way up to s."""
+    t = torch.arange(1, 64, dtype=torch.float64) / 64
+    (alpha_k, sigma_k), (alpha_s, sigma_s) = (CosineSchedule().alpha_sigma(a) for a in (t / 2, t))
+    ratio = alpha_s / alpha_k
+    variance = sigma_s**2 - ratio**2 * sigma_k**2
+    mistakes = {
+        "variances add up, standard deviations do not.": sigma_s - ratio * sigma_k,
+        "the noise that is there already has been scaled down as well.": (
+            sigma_s**2 - sigma_k**2
+        ).sqrt(),
+        "this is the variance. Its root multiplies the noise.": variance,
+        "this is all of sigma_s, as if z_k had no noise.": sigma_s,
+    }
+    praise = "No model can tell the result from a freshly noised image."
+    return _judge(answer(alpha_k, sigma_k, alpha_s, sigma_s), variance.sqrt(), praise, mistakes)
+
+
+def jump_times(answer: Callable) -> str:
+    """answer(i, N): t, mid and s of a student's jump, and of the two of its teacher."""
+    for i in (4, 3, 2, 1):
+        found = answer(i, 4)
+        if _blank(found):
+            return NOTHING
+        t, mid, s = (float(time) for time in found)
+        where = f" (At i = {i}, N = 4.)"
+        if abs(t - i / 4) > 1e-9:
+            return f"Not yet: the student is asked at t = i/N.{where}"
+        if min(mid, s) < 0:
+            return f"Not yet: a time below 0. At the edge there is no room for two jumps.{where}"
+        if i > 1 and abs(s - (i - 1) / 4) < 1e-9:
+            return f"Not yet: that is the step of DDIM. These jumps are twice as long.{where}"
+        if i == 1 and mid > 0:
+            return f"Not yet: the teacher knows no jump of half that length. One of its own.{where}"
+        if (mid, s) != (max(i - 1, 0) / 4, max(i - 2, 0) / 4):
+            return f"Not yet: the teacher's jumps are 1/N long, and there are two of them.{where}"
+    return "Right. The teacher is asked for nothing but what it was trained for."
+
+
+def long_enough(answer: str) -> str:
+    """Where the chain on the Gaussian has to start for a variance of 0.39 or more."""
+    others = {
+        "a": "with 32 steps the first halving loses 0.03.",
+        "b": "it is 0.383. Every doubling at the start halves the loss.",
+        "d": "that will do, but half of it does too.",
+    }
+    return _choose(answer, "The first halving decides, not their number.", "c", others)
+
+
+# ---- 06, encoders and style transfer --------------------------------------------------------
+
+
+def place_along_the_arm(answer: str) -> str:
+    """The sign of the rank correlation between places along two arms."""
+    others = {
+        "a": "the flow knows nothing of arms. It keeps where a point is in the plane.",
+        "b": "something is kept: look at the colours, on top and below.",
+    }
+    praise = "What is kept is the place in the plane, and an arm runs there another way."
+    return _choose(answer, praise, "c", others)
+
+
+def slerp(answer: Callable) -> str:
+    """answer(a, b, u): the point at share u of the great circle from a to b, of equal length."""
+    a, b = _random(2, 64)
+    b = b * a.norm() / b.norm()
+    angle = torch.arccos((a @ b) / (a.norm() * b.norm()))
+    for u in (0.0, 0.3, 1.0):
+        line = (1 - u) * a + u * b
+        right = (torch.sin((1 - u) * angle) * a + torch.sin(u * angle) * b) / angle.sin()
+        mistakes = {
+            "a straight line leads through the middle, where noise is too short.": line,
+            "u and 1 - u are swapped.": (
+                (torch.sin(u * angle) * a + torch.sin((1 - u) * angle) * b) / angle.sin()
+            ),
+            "right on the sphere, but not at even angles.": line * a.norm() / line.norm(),
+            "divide by the sine of the angle.": (
+                torch.sin((1 - u) * angle) * a + torch.sin(u * angle) * b
+            ),
+        }
+        praise = "All the way as long as noise is."
+        said = _judge(answer(a, b, u), right, praise, mistakes, where=f" (At u = {u:g}.)")
+        if not said.startswith("Right"):
+            break
+    return said
+
+
+def w_for_encoding(answer: str) -> str:
+    """The w with which an image is best encoded."""
+    others = {
+        "a": "upwards the same flow pushes apart, and errors grow with w.",
+        "b": "a spread of 1 in all is chance: some values vary too little, others too much.",
+    }
+    return _choose(answer, "Encode without guidance, and guide the decoder.", "c", others)
+
+
 # ---- 14, the bug museum ---------------------------------------------------------------------
 
 
