@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 from cfgdistill.core.names import one_of
 from cfgdistill.course.recipes import PROFILES, Recipe, as_recipe, get_recipe
-from cfgdistill.training.environment import flag
+from cfgdistill.training.environment import flag, refuse_launchers
 
 ABOUT = """Distillation of classifier-free-guided diffusion models (Meng et al., CVPR 2023).
 
@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit code."""
     given = parser().parse_args(arguments)
     try:
+        refuse_launchers()
         _meet()
         result = given.verb(given)
         if _rank() == 0:

@@ -25,6 +25,7 @@ from cfgdistill import (
     GuidedDenoiser,
     Optim,
     Run,
+    cli,
     distill_progressively,
     train,
 )
@@ -953,11 +954,26 @@ def test_a_checkpoint_is_not_let_go_before_the_finished_model_was_read_back(tmp_
     assert len(read_tensors(tmp_path / "training.safetensors")[0]["losses"]) == 10
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_a_launcher_that_shares_weights_out_is_refused_in_a_sentence(monkeypatch, kind):
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(ValueError, match=f"was asked for {kind}, which shares the weights out"):
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        *(("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"), ("FSDP", "FSDP1")),
+        ("PARALLELISM_CONFIG", "tensor or context parallelism"),
+    ],
+)
+def test_a_launcher_that_shards_in_another_way_is_refused_in_a_sentence(monkeypatch, key, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{key}", "true")
+    sentence = f"was asked for {kind}, which is not supported here: use --multi_gpu where"
+    with pytest.raises(ValueError, match=sentence):
         next(run(tiny_mlp()))
+    assert cli.main(["train", "--profile", "smoke"]) == 1  # before any data is read
+
+
+def test_fsdp2_of_one_process_shares_nothing_out_and_changes_no_bit(monkeypatch):
+    wanted, _ = trained()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert same(wanted, trained()[0])
 
 
 def test_what_else_a_launcher_asks_for_changes_no_bit_and_is_told_in_one_line(monkeypatch):

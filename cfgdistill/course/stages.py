@@ -58,6 +58,7 @@ from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim
 from cfgdistill.training.progressive import distill_progressively, reset
 from cfgdistill.training.randomness import seeded
+from cfgdistill.training.sharding import share_out
 from cfgdistill.training.state import Run
 
 
@@ -245,7 +246,7 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
         train(
             student,
             stage_one_loss(
-                GuidedDenoiser(teacher, data.null),
+                GuidedDenoiser(share_out(teacher), data.null),
                 w_range,
                 w_power=recipe.w_power,
                 balanced=recipe.balanced,

@@ -53,20 +53,45 @@ def flag(name: str, default: bool = False) -> bool:
     return word in ("1", "true", "yes", "on")
 
 
-LAUNCHER = {"MIXED_PRECISION": "no", "GRADIENT_ACCUMULATION_STEPS": "1", "DYNAMO_BACKEND": "no"}
+# What a launcher may ask for that nothing is done about, as it is where it has not asked.
+LAUNCHER = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    "ACCELERATE_DYNAMO_BACKEND": "no",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+}
+
+
+def refuse_launchers() -> None:
+    """ValueError where `accelerate launch` was asked for a kind of sharding that is not supported.
+
+    FSDP2 is: see `training.sharding`.
+    """
+    kinds = {
+        "DeepSpeed": flag("ACCELERATE_USE_DEEPSPEED"),
+        "Megatron-LM": flag("ACCELERATE_USE_MEGATRON_LM"),
+        "tensor or context parallelism": flag("ACCELERATE_USE_PARALLELISM_CONFIG"),
+        "FSDP1": flag("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2",
+    }
+    for kind, asked in kinds.items():
+        if asked:
+            raise ValueError(
+                f"`accelerate launch` was asked for {kind}, which is not supported here: use "
+                "--multi_gpu where everything fits one card, --use_fsdp --fsdp_version 2 where it "
+                "does not, or answer `accelerate config` again."
+            )
 
 
 def ask_the_launcher(precision: str) -> None:
     """Refuse what `accelerate launch` was asked for and cannot be; say what is not done."""
-    for sharded in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if flag(f"ACCELERATE_USE_{sharded}"):
-            raise ValueError(
-                f"`accelerate launch` was asked for {sharded}, which shares the weights out, and "
-                "here every process has all of them: use --multi_gpu, or answer `accelerate "
-                "config` again."
-            )
-    asked = {key: os.environ.get(f"ACCELERATE_{key}", usual) for key, usual in LAUNCHER.items()}
-    other = [f"{k.lower()} {v}" for k, v in asked.items() if v.lower() != LAUNCHER[k]]
+    refuse_launchers()
+    asked = {key: os.environ.get(key, usual) for key, usual in LAUNCHER.items()}
+    other = [
+        f"{key.removeprefix('ACCELERATE_').lower()} {value}"
+        for key, value in asked.items()
+        if value.lower() != LAUNCHER[key]
+    ]
     if other:
         warnings.warn(
             f"Of {', '.join(other)}, asked of `accelerate launch`, nothing is done: the recipe "

@@ -30,6 +30,7 @@ from cfgdistill.training.environment import (
 )
 from cfgdistill.training.optim import Optim
 from cfgdistill.training.randomness import Draw, seed_at, seeded
+from cfgdistill.training.sharding import gather, is_asked, shard
 from cfgdistill.training.state import Run, State, finished, only_run
 
 
@@ -57,12 +58,13 @@ def train(
     from tqdm.auto import tqdm
 
     run = run or Run()
+    ask_the_launcher(run.precision)
     device, processes = torch.device(run.device or default_device()), PartialState()
     kind = "no"
     if one_of("precision", run.precision, ("full", "mixed")) == "mixed":
         kind = mixed_precision(device)
-    ask_the_launcher(run.precision)
-    model.to(device)
+    if not is_asked():
+        model.to(device)
     if isinstance(model, Denoiser) and model.meaning is None:  # what it is trained on says it
         model.meaning = getattr(data, "meaning", None)
     folder = None if run.folder is None else Path(run.folder)
@@ -76,7 +78,9 @@ def train(
         )
     size = optim.batch // processes.num_processes
     share = slice(processes.process_index * size, (processes.process_index + 1) * size)
-    net, state = model.net, State(model.net, optim, folder, about, kind)
+    whole = model.net
+    net = shard(whole, device) if is_asked() else whole
+    state = State(net, optim, folder, about, kind)
     asked: list[int] = []  # signals to stop
     with ExitStack() as at_the_end:
         if folder is not None and processes.is_main_process:
@@ -88,7 +92,9 @@ def train(
                 return
         state.restore()
         state.optimizer.zero_grad()  # whatever the caller has left there
-        if processes.num_processes > 1:
+        if state.shared:
+            model.net = net
+        elif processes.num_processes > 1:
             ids = None if device.type == "cpu" else [processes.local_process_index]
             model.net = DistributedDataParallel(net, device_ids=ids)
         if kind in HALF:  # what a network says in half precision is worked with in float32
@@ -129,8 +135,9 @@ def train(
                     state.losses.append(mean)
                     bar.update()
                     # Where one process is asked to stop all do, after the same update.
-                    stop = _over_processes(torch.tensor(len(asked), device=device), "sum") > 0
-                    if stop or state.save_now(run.save_every):
+                    wishes = [len(asked), state.save_now(run.save_every)]
+                    stop, save = _over_processes(torch.tensor(wishes, device=device), "sum")
+                    if stop or save:
                         state.save()
                     if stop:
                         raise KeyboardInterrupt(f"Stopped in {run.name}. {state.where_saved()}")
@@ -142,10 +149,12 @@ def train(
         finally:
             bar.close()
             state.optimizer.zero_grad()
-            model.net = net
+            model.net = whole
             model.eval()
         if state.average is not None:
             state.average.copy_to(state.trained.values())
+        if state.shared:
+            gather(net, whole)
         if folder is not None and processes.is_main_process:
             state.finish(model, run.notes)
         processes.wait_for_everyone()
@@ -153,11 +162,11 @@ def train(
         raise KeyboardInterrupt(f"Stopped after {run.name}, which is finished.")
 
 
-def _over_processes(value: Tensor, how: str) -> float:
-    """The mean or the sum of a number over all processes."""
+def _over_processes(value: Tensor, how: str) -> float | list[float]:
+    """The mean or the sum of numbers over all processes."""
     from accelerate.utils import reduce
 
-    return float(reduce(value, how))
+    return reduce(value, how).tolist()
 
 
 @contextmanager

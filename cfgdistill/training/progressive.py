@@ -12,6 +12,7 @@ from cfgdistill.core.stage_two import continue_a_halving, halvings, stage_two_lo
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim
 from cfgdistill.training.randomness import seeded
+from cfgdistill.training.sharding import share_out
 from cfgdistill.training.state import Run
 
 
@@ -59,8 +60,9 @@ def distill_progressively(
         )
         name = f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}"
         of_it = replace(run, name=name, folder=place, about={**run.about, "start": start})
+        taught_by = share_out(teacher, run.device)
         for _ in train(
-            student, loss(teacher, steps, teacher.w_range, sampler=sampler), data, how, of_it
+            student, loss(taught_by, steps, teacher.w_range, sampler=sampler), data, how, of_it
         ):
             pass
         # The next one's teacher is a copy, for the caller may do with this one as it pleases.

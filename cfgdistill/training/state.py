@@ -1,10 +1,11 @@
 """A training run: what is asked of it, and its exact state on disk between two updates."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from cfgdistill.training.checkpoints import (
     write_tensors,
 )
 from cfgdistill.training.optim import Optim
+from cfgdistill.training.sharding import is_asked, load_shares, save_shares
 
 SAVE_MINUTES = 5.0  # what a crash costs at most; a checkpoint of a large network takes a while
 MOST_LOSSES = 2000  # in a card: more than a figure is wide
@@ -78,7 +80,11 @@ def only_run(folder: Path) -> Iterator[None]:
 
 
 class State:
-    """What a training run is made of between two updates, and its file training.safetensors."""
+    """What a training run is made of between two updates, and its file training.safetensors.
+
+    Where weights are shared out, each process keeps its shares in a folder training-N beside the
+    file, which has the rest and says which folder it is. Any number of processes goes on from it.
+    """
 
     def __init__(self, net: nn.Module, optim: Optim, folder: Path | None, about: dict, kind: str):
         from diffusers.training_utils import EMAModel
@@ -90,10 +96,14 @@ class State:
                 f"Nothing in the model of {about['name']} can be trained, for all of its "
                 "parameters are frozen: call requires_grad_(True) on those that should learn."
             )
+        self.shared = is_asked()
+        # bitsandbytes knows whole tensors only.
+        optim = replace(optim, eight_bit=optim.eight_bit and not self.shared)
         self.optimizer = optim.adam(self.trained)
         self.average = None
         if optim.ema:
-            self.average = EMAModel(self.trained.values(), decay=optim.ema, foreach=True)
+            how = {"decay": optim.ema, "foreach": not self.shared}  # shares know no foreach copy
+            self.average = EMAModel(self.trained.values(), **how)
         self.scaler = torch.amp.GradScaler("cuda", enabled=kind == "fp16")
         self.seconds, self.losses, self.precisions = 0.0, [], [kind]
         self.saved_at = time.perf_counter()
@@ -132,7 +142,8 @@ class State:
     def save(self) -> None:
         from accelerate import PartialState
 
-        if self.folder is None or not PartialState().is_main_process:
+        self.saved_at, processes = time.perf_counter(), PartialState()
+        if self.folder is None or not (processes.is_main_process or self.shared):
             return
         tensors = {f"net.{key}": value for key, value in weights_of(self.net).items()}
         numbers = {}  # 8-bit Adam counts its steps in Python
@@ -140,13 +151,41 @@ class State:
             for key, value in state.items():
                 kept = tensors if isinstance(value, Tensor) else numbers
                 kept[f"optimizer.{i}.{key}"] = value
-        if self.average is not None:
-            tensors |= {f"ema.{i}": p for i, p in enumerate(self.average.shadow_params)}
-        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        tensors |= self._average()
         state = {"about": self.about, "seconds": self.seconds, "scaler": self.scaler.state_dict()}
         state |= {"optimizer": type(self.optimizer).__name__, "numbers": numbers}
-        write_tensors(self.file, tensors, state | {"precisions": self.precisions})
-        self.saved_at = time.perf_counter()
+        state |= {"precisions": self.precisions}
+        if self.shared:
+            state["shares"] = f"training-{self.done}"
+            if processes.is_main_process:  # of a run that was killed while it wrote
+                shutil.rmtree(self.folder / state["shares"], ignore_errors=True)
+            processes.wait_for_everyone()
+            save_shares(tensors, self.folder / state["shares"])
+            tensors = {}
+        if processes.is_main_process:
+            tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+            write_tensors(self.file, tensors, state)
+            self._let_go(but=state.get("shares"))
+
+    def _average(self) -> dict[str, Tensor]:
+        """The moving average, by the names it has on disk."""
+        return {f"ema.{i}": p for i, p in enumerate(getattr(self.average, "shadow_params", ()))}
+
+    def _let_go(self, but: str | None = None) -> None:
+        """Shares of earlier updates are in nobody's way any more."""
+        for old in self.folder.glob("training-*"):
+            if old.name != but:
+                shutil.rmtree(old)
+
+    def _places(self) -> dict[str, Tensor]:
+        """Where all that `save` keeps of a run with AdamW comes back to; its moments are new."""
+        places = {f"net.{key}": value for key, value in weights_of(self.net).items()}
+        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for i, p in enumerate(ordered):
+            places[f"optimizer.{i}.step"] = torch.zeros((), device=p.device)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                places[f"optimizer.{i}.{moment}"] = torch.zeros_like(p.detach())
+        return places | self._average()
 
     def restore(self) -> None:
         if self.folder is None or not self.file.exists():
@@ -156,6 +195,11 @@ class State:
         # The finished model may be used anywhere; the moments of Adam only fit their own kind.
         kinds = state.get("optimizer", "AdamW"), type(self.optimizer).__name__
         refuse_other(self.file, *({"optimizer": kind} for kind in kinds))
+
+        if self.shared or "shares" in state:
+            shares = self._places()
+            load_shares(shares, self.folder / state.get("shares", ""))
+            tensors |= shares
 
         def part(prefix):
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
@@ -199,3 +243,4 @@ class State:
         save_weights(model, self.folder, self.about, **card)
         load_weights(model, self.folder, self.about)  # it can be: only then is the rest let go
         self.file.unlink(missing_ok=True)
+        self._let_go()
