@@ -36,6 +36,9 @@
 # | `laptop` | two CPU cores | half an hour on digits: eight more distillations, which are always trained here |
 # | `colab` | one free T4 | `dataset = "cifar10"`: several sessions; leave out comparisons you do not need |
 # | `paper` | a large GPU | the published budget, eight times |
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=07`.
 
 # %%
 import importlib.util
@@ -62,6 +65,7 @@ from cfgdistill import (
     stochastic,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import (
     evaluate_rows,
     make_judge,
@@ -124,7 +128,43 @@ print(f"precision is high: {precision > 0.95}; recall is low: {recall < 0.4}")
 #
 # Take real test images, which no model has seen, and spoil them in a known way: half of the classes are missing; every
 # image is blurred; noise is added; labels are shuffled; or there is only one image per class, again and again. The last row is
-# as many of the *training* images, untouched. **Which measure notices which fault?**
+# as many of the *training* images, untouched.
+
+# %% [markdown]
+# ### Exercise 1: ten pictures *(predict before the table, 3 minutes)*
+#
+# One real picture of each class, repeated again and again until there are 359. **Which measure falls to about 0?** (a) Fréchet distance, (b) inception score, (c) class accuracy, (d) recall.
+#
+# <details><summary>Hint</summary>
+#
+# Which of them asks about the *real* images, one by one?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "blind_spot", "locked": false, "schema_version": 3, "solution": true, "task": false}
+blind_spot = None
+### BEGIN SOLUTION
+blind_spot = "d"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "blind_spot-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.blind_spot(blind_spot))
+### BEGIN HIDDEN TESTS
+assert checks.blind_spot(blind_spot).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (a): "it measures diversity". It does, but ten good pictures, one of each class, spread nearly as the classes do.
+#
+# *To discuss:* which fault does recall not see? (Shuffled labels.)
+#
+# </details>
+
+# %% [markdown]
+# **Which measure notices which fault?**
 
 # %%
 recipe = get_recipe(dataset, profile, seed=seed)
@@ -390,6 +430,46 @@ for w, x in asked.items():
 # - **Two students**: no stage one at all. The conditional and the unconditional model are both distilled, and guided when
 #   sampling, at two evaluations per step.
 
+# %% [markdown]
+# ### Exercise 2: who is not asked? *(derive, 5 minutes)*
+#
+# SNR weights the error of $x$. In terms of $v$, whose error is $\mathrm{SNR} + 1$ times as large ([notebook 01](01_schedules_and_parameterizations.ipynb), section 5), it is another weight. **Which, at $t = 1$, at $t = \tfrac12$ and at $t = 0$?** And which student will have learned nothing?
+#
+# <details><summary>Hint</summary>
+#
+# Divide SNR by SNR + 1. With the cosine schedule, $\mathrm{SNR} = 1$ at $t = \tfrac12$.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "snr_on_v", "locked": false, "schema_version": 3, "solution": true, "task": false}
+snr_on_v = None
+### BEGIN SOLUTION
+snr_on_v = (0.0, 0.5, 1.0)
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "snr_on_v-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.snr_on_v(snr_on_v))
+### BEGIN HIDDEN TESTS
+assert checks.snr_on_v(snr_on_v).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $\mathrm{SNR} / (\mathrm{SNR} + 1)$, which is $\alpha_t^2$. At $t = 1$ the weight is 0, and a student of one step is asked nowhere else.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (0, 1, infinity), on the error of $x$; the order of times reversed.
+#
+# *To discuss:* the weight is 0 at $t = 1$ in every halving. Why does the student of 4 steps survive it? (The text below.)
+#
+# </details>
+
 # %%
 changes = {
     "as in the course": {},
@@ -513,7 +593,7 @@ show(
 # distance, the same at every number of steps, is what stage one has left over. But with 2 steps it is behind, and with one it is lost. It also costs twice the
 # evaluations, always. At few steps, which is what all this is for, stage one is what makes it work.
 #
-# ## Exercises
+# ## Further questions
 #
 # 1. Compute the Frechet distance of 400 samples of the teacher and of 400 real test images, each against the *test* split. Which of
 #    the numbers above change their order?

@@ -34,6 +34,9 @@
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | half an hour: autoencoder 4, teacher 24, matcher 2 |
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=08`.
 
 # %%
 import importlib.util
@@ -57,6 +60,7 @@ from cfgdistill import (
     load_captioned,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import (
     evaluate_rows,
     home,
@@ -159,6 +163,44 @@ for name, split in (("training", images), ("held-out", held_out)):
 # The schedule was made for data of about unit variance: at the time $t$ where $\alpha_t = \sigma_t$, half of $z_t$ should be signal. An
 # autoencoder does not know that. **What happens if its latents are used as they come?** Scaling data by $c$ multiplies the signal-to-noise ratio by $c^2$
 # at every $t$, which moves the whole schedule.
+
+# %% [markdown]
+# ### Exercise 1: when is it half signal? *(derive, 5 minutes)*
+#
+# With the cosine schedule $z_t = \cos(\tfrac{\pi}{2} t)\, x + \sin(\tfrac{\pi}{2} t)\, \varepsilon$. Let $x$ have a standard deviation of `std` instead of 1. **At which $t$ are signal and noise equally strong?**
+#
+# <details><summary>Hint</summary>
+#
+# $\tan(\tfrac{\pi}{2} t) = \sigma_t / \alpha_t$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "half_time", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def half_time(std):
+    """The t at which alpha_t std = sigma_t."""
+    ### BEGIN SOLUTION
+    return 2 / torch.pi * torch.atan(torch.tensor(std))
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "half_time-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.half_time(half_time))
+### BEGIN HIDDEN TESTS
+assert checks.half_time(half_time).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Expected:* 0.885 for 5.49 (Stable Diffusion's raw latents), 0.5 for 1.
+#
+# *Common wrong answers:* $\arctan(1/\text{std})$, 0.115, the wrong way round; the angle without the factor; $\text{std}/(1 + \text{std})$, as if the schedule were linear.
+#
+# *To discuss:* what would a model trained with these latents be bad at?
+#
+# </details>
 
 
 # %%
@@ -265,7 +307,43 @@ show(
 
 # %% [markdown]
 # On this logarithmic axis the loss falls *faster* again from update 2,000 on. The learning rate is going to zero by then, but there is a second
-# reason: 3,300 updates of 64 are 123 passes through the same 1,716 pictures. **Does it learn emoji, or these emoji?** The same loss, of training
+# reason: 3,300 updates of 64 are 123 passes through the same 1,716 pictures.
+
+# %% [markdown]
+# ### Exercise 2: what does ignorance cost? *(derive, 3 minutes)*
+#
+# The loss is the mean squared error of $v = \alpha_t \varepsilon - \sigma_t x$, and our latents have variance 1. **What does a network lose that answers 0, always?**
+#
+# <details><summary>Hint</summary>
+#
+# $x$ and $\varepsilon$ are independent, each of variance 1.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "no_answer", "locked": false, "schema_version": 3, "solution": true, "task": false}
+no_answer = None
+### BEGIN SOLUTION
+no_answer = 1.0
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "no_answer-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.no_answer(no_answer))
+### BEGIN HIDDEN TESTS
+assert checks.no_answer(no_answer).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 2; something that depends on $t$.
+#
+# *To discuss:* at $t = 0.9$ the loss on held-out pictures is about that. What has the network learnt for captions that it does not know?
+#
+# </details>
+
+# %% [markdown]
+# **Does it learn emoji, or these emoji?** The same loss, of training
 # pictures and of those held out:
 
 # %%
@@ -391,7 +469,7 @@ show(
 # strawberry black. *Things* do not: the purple cat has no face, the circle is not hollow, and the tiger is just another yellow face. What the model paints
 # well are the pictures of the training set; it has not learnt a language. Stable Diffusion has seen about a million times as many pictures.
 #
-# ## Exercises
+# ## Further questions
 #
 # 1. Train an autoencoder with one more halving (`vae_channels=(48, 64, 96)`, with an `out` of its own; 4 minutes). What do reconstructions lose, and how much faster is
 #    an update of the teacher? (A few updates are enough to tell.)

@@ -37,6 +37,9 @@
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | 21 minutes: stage one 8, stage two 7, the table 5 |
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=09`.
 
 # %%
 import importlib.util
@@ -66,6 +69,7 @@ from cfgdistill import (
     scale_from_w,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import (
     evaluate_rows,
     load_recipe_data,
@@ -356,7 +360,43 @@ for steps in shown:
 print(sorted(path.name for path in (Path(out) / "students" / "steps-4").iterdir()))
 
 # %% [markdown]
-# To load and use such a folder, nothing of this package is needed. **Does stock diffusers draw the same?**
+# To load and use such a folder, nothing of this package is needed.
+
+# %% [markdown]
+# ### Exercise 1: what to tell the pipeline *(choose, 3 minutes)*
+#
+# Somebody opens the folder of the 4-step student with stock diffusers and wants $w = 1$. The pipeline's defaults are 50 steps and a `guidance_scale` of 7.5. **Which two numbers does it need?**
+#
+# <details><summary>Hint</summary>
+#
+# It passes `guidance_scale - 1` on to the network.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "stock_call", "locked": false, "schema_version": 3, "solution": true, "task": false}
+stock_call = {"num_inference_steps": ..., "guidance_scale": ...}
+### BEGIN SOLUTION
+stock_call = {"num_inference_steps": 4, "guidance_scale": 2.0}
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "stock_call-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.stock_call(stock_call))
+### BEGIN HIDDEN TESTS
+assert checks.stock_call(stock_call).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* a scale of 1, which is no guidance; the default, which is $w = 6.5$ where 2 was the largest in training.
+#
+# *To discuss:* the pipeline refuses neither. Where would you put the check?
+#
+# </details>
+
+# %% [markdown]
+# **Does stock diffusers draw the same?**
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -376,7 +416,44 @@ for steps in shown:
 # A **negative prompt** has no effect, because there is no second evaluation to put it in. And the pipeline checks neither the steps nor $w$: its
 # defaults, 50 steps and `guidance_scale` 7.5, are both wrong here, so always pass `num_inference_steps` and a `guidance_scale` of 1 to 3. The
 # model card in the folder says all this.
+
+# %% [markdown]
+# ### Exercise 2: fold $w$ away *(derive, 8 minutes)*
 #
+# Other programs know no `timestep_cond`, and drop the weights of `cond_proj` without a word. But for *one* $w$ the input can be built in. The time embedding computes `linear_1(time + cond_proj(features))`, where `features` are the Fourier features of $w$. **Which bias must `linear_1` have, so that `linear_1(time)` is the same?**
+#
+# <details><summary>Hint</summary>
+#
+# `linear_1(a) = weight @ a + bias`. Multiply out.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "folded_bias", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def folded_bias(bias, weight, cond_proj, features):
+    """The new bias: bias [o] and weight [o, i] of linear_1, cond_proj [i, f], features [f]."""
+    ### BEGIN SOLUTION
+    return bias + weight @ cond_proj @ features
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "folded_bias-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.folded_bias(folded_bias))
+### BEGIN HIDDEN TESTS
+assert checks.folded_bias(folded_bias).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* `cond_proj @ features` added as it is, without the weight of `linear_1`; the old bias forgotten.
+#
+# *To discuss:* what is given up? (The dial.)
+#
+# </details>
+
+# %% [markdown]
 # **What does our own sampler say to wrong requests?**
 
 # %%
@@ -388,7 +465,7 @@ for request in (dict(steps=3, w=1.0), dict(steps=4, w=recipe.w_max + 5)):
         print(error)
 
 # %% [markdown]
-# ## Exercises
+# ## Further questions
 #
 # 1. Give the pipeline a negative prompt, and compare the latents bit for bit.
 # 2. Load the 4-step folder and give its scheduler `timestep_spacing="leading"`. Which time is never visited, and what does the picture lose?

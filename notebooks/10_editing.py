@@ -32,6 +32,9 @@
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | 3 minutes: the encoder |
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=10`.
 
 # %%
 import importlib.util
@@ -59,6 +62,7 @@ from cfgdistill import (
     translate,
     use_pretrained,
 )
+from cfgdistill.course import checks
 from cfgdistill.course.stages import load_recipe_data, make_judge, train_stage_two, train_teacher
 from cfgdistill.judge.plotting import draw_images, figure, show
 from cfgdistill.training.checkpoints import provenance
@@ -126,6 +130,43 @@ mine = sdedit_from_scratch(students[4], latents, eps, 3, cond, w)
 torch.testing.assert_close(mine, last(image_to_image(students[4], latents, eps, 4, 0.75, cond, w)))
 
 # %% [markdown]
+# ### Exercise 1: what does an edit cost? *(fill in, 5 minutes)*
+#
+# A student of $N$ steps knows the times $i/N$ only, so these are its strengths, and strength $i/N$ costs $i$ evaluations. **Say what a strength costs, and `None` where the student does not have it.**
+#
+# <details><summary>Hint</summary>
+#
+# `strength * steps` ought to be a whole number. In floating-point numbers, 0.07 times 100 is not quite 7.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "evaluations", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def evaluations(strength, steps):
+    """i, where strength is i/steps; None where it is not."""
+    ### BEGIN SOLUTION
+    i = round(strength * steps)
+    return i if i > 0 and abs(strength * steps - i) < 1e-6 else None
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "evaluations-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.evaluations(evaluations))
+### BEGIN HIDDEN TESTS
+assert checks.evaluations(evaluations).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* `int(strength * steps)`, which is diffusers' rule: strength 0.3 with 2 steps costs nothing and changes nothing; `ceil`; comparing with `==`.
+#
+# *To discuss:* is it better to refuse, or to take the nearest strength?
+#
+# </details>
+
+# %% [markdown]
 # **Which strengths are there?** The teacher knows every $t$: with enough steps its grid is as fine as you like. A student of $N$ steps knows the times $i/N$ only, so its strengths are
 # $1/N, 2/N, \dots, 1$, and strength $i/N$ costs $i$ evaluations. Anything else is refused.
 
@@ -184,8 +225,85 @@ for strength in (0.5, 0.75, 1.0):
 #
 # ## 2. Inpainting
 #
-# The mask says what to repaint: 1 repaints, 0 keeps. It lives on the latents, 2 x 2 pixels to a cell. After every step, everything else is put back:
-# the original, noised to the time that has just been reached. So the model always sees the truth around the hole, at the right noise level.
+# The mask says what to repaint: 1 repaints, 0 keeps. It lives on the latents, 2 x 2 pixels to a cell.
+
+# %% [markdown]
+# ### Exercise 2: a mask for latents *(fill in, 4 minutes)*
+#
+# A mask was painted on pixels: 1 repaints, 0 keeps. **Make one for latents**, of which each stands for 2 x 2 pixels. Whatever is touched has to be repainted.
+#
+# <details><summary>Hint</summary>
+#
+# Of each 2 x 2 pixels, take the largest.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "latent_mask", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def latent_mask(mask):
+    """[b, 1, H, W] -> [b, 1, H/2, W/2], of zeros and ones."""
+    ### BEGIN SOLUTION
+    return torch.nn.functional.max_pool2d(mask, 2)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "latent_mask-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.latent_mask(latent_mask))
+### BEGIN HIDDEN TESTS
+assert checks.latent_mask(latent_mask).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* an average above 0.5, with which thin strokes vanish; every second pixel; the smallest.
+#
+# *To discuss:* a latent depends on more than its own pixels. What is seen at the edge of a mask?
+#
+# </details>
+
+# %% [markdown]
+# After every step, everything else is put back.
+
+# %% [markdown]
+# ### Exercise 3: put back what is kept *(fill in, 5 minutes)*
+#
+# After a step the sampler has arrived at $z_s$. **Put the original $x$ back where the mask is 0**, such that the model cannot tell.
+#
+# <details><summary>Hint</summary>
+#
+# How does the original look at time $s$?
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "put_back", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def put_back(z_s, x, eps, mask, alpha_s, sigma_s):
+    """z_s where mask is 1, and the original, as it would look at time s, where it is 0."""
+    ### BEGIN SOLUTION
+    return mask * z_s + (1 - mask) * (alpha_s * x + sigma_s * eps)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "put_back-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.put_back(put_back))
+### BEGIN HIDDEN TESTS
+assert checks.put_back(put_back).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* the clean original in every step: the model then sees a sharp picture around a noisy hole, which it never saw in training; the mask the wrong way round.
+#
+# *To discuss:* the same `eps` in every step, or fresh noise?
+#
+# </details>
+
+# %% [markdown]
+# So the model always sees the truth around the hole, at the right noise level.
 #
 # First the easy case: a hole in the middle, and the caption of the picture itself. **Is the hole filled with what was there?**
 
@@ -358,7 +476,7 @@ draw_rows(
 # blue heart has the outline of the red one proves nothing: at strength 1 it has it too.) In notebook 06, with many digits to a label, the noise held
 # how much ink there was.
 #
-# ## Exercises
+# ## Further questions
 #
 # 1. Use `students[2]` and `students[8]` for image to image. Which strengths do they share?
 # 2. Paint a sketch of coloured shapes (a tensor of ones, which is white, with some squares), send it through `data.vae.encode`, and give it to

@@ -4,6 +4,8 @@ The solutions are those of the scripts. Beside them, here, stand another way to 
 usual wrong answers, with words of the sentence that is meant for each.
 """
 
+import math
+
 import course
 import editions
 import jupytext
@@ -335,6 +337,95 @@ ANSWERS = {
         },
     ),
     "w_for_encoding": ("c", {"errors grow": "a", "is chance": "b", "one of the letters": "0"}),
+    # 07
+    "blind_spot": (" d. ", {"two Gaussians": "a", "nearly perfect": "b", "every label is": "c"}),
+    "snr_on_v": (
+        torch.tensor([0.0, 0.5, 1.0]),
+        {
+            "Begin with the noise": (1, 0.5, 0),
+            "the plain error of v": (1, 1, 1),
+            "How large is the error": (0, 1, 1),
+            "forgets no time": (1, 0.5, 1),
+            "divided by SNR + 1": (0, 1, math.inf),
+        },
+    ),
+    # 08
+    "half_time": (
+        lambda std: math.atan2(std, 1) / (math.pi / 2),
+        {
+            "the other way round": lambda std: 2 / math.pi * math.atan(1 / std),
+            "a quarter of a turn": lambda std: math.atan(std),
+            "not 1 - t and t": lambda std: std / (1 + std),
+            "with a variance": lambda std: 2 / math.pi * math.atan(std**2),
+        },
+    ),
+    "no_answer": (1, {"it is not free": 0, "add up to 1": 2.0, "both parts of v": 0.5}),
+    # 09
+    "stock_call": (
+        {"guidance_scale": 2, "num_inference_steps": 4},
+        {
+            "50 is the pipeline's default": {"guidance_scale": 2, "num_inference_steps": 50},
+            "and no others": {"guidance_scale": 2, "num_inference_steps": 8},
+            "no guidance": {"guidance_scale": 1.0, "num_inference_steps": 4},
+            "w = 6.5": {"guidance_scale": 7.5, "num_inference_steps": 4},
+            "is 1 + w": {"guidance_scale": 0, "num_inference_steps": 4},
+        },
+    ),
+    "folded_bias": (
+        lambda bias, weight, proj, f: torch.nn.functional.linear(proj @ f, weight, bias),
+        {
+            "goes through its weight": lambda bias, weight, proj, f: bias + proj @ f,
+            "the old bias": lambda bias, weight, proj, f: weight @ (proj @ f),
+            "transposed": lambda bias, weight, proj, f: bias + (proj @ f) @ weight,
+            "wrong order": lambda bias, weight, proj, f: bias + proj @ (weight @ f),
+            "through cond_proj first": lambda bias, weight, proj, f: bias + weight @ f,
+        },
+    ),
+    # 10
+    "evaluations": (
+        lambda strength, steps: next(
+            (i for i in range(1, steps + 1) if math.isclose(i / steps, strength)), None
+        ),
+        {
+            "int() takes another": lambda strength, steps: int(
+                strength * steps + 1e-9
+            ),  # diffusers' rule
+            "None is the answer": lambda strength, steps: math.ceil(strength * steps - 1e-9),
+            "need tolerance": lambda strength, steps: (
+                int(strength * steps) if strength * steps == int(strength * steps) else None
+            ),
+            "Round, do not cut": lambda strength, steps: int(strength * steps),
+        },
+    ),
+    "latent_mask": (
+        lambda mask: torch.nn.functional.max_pool2d(mask, 2),
+        {
+            "thin strokes vanish": lambda mask: (
+                torch.nn.functional.avg_pool2d(mask, 2) > 0.5
+            ).float(),
+            "one pixel in four": lambda mask: mask[..., ::2, ::2],
+            "masked as a whole": lambda mask: -torch.nn.functional.max_pool2d(-mask, 2),
+            "1 repaints, 0 keeps": lambda mask: 1 - torch.nn.functional.max_pool2d(mask, 2),
+            "no half measures": lambda mask: torch.nn.functional.avg_pool2d(mask, 2),
+            "the shape should be": lambda mask: mask,
+        },
+    ),
+    "put_back": (
+        lambda z_s, x, eps, mask, alpha, sigma: torch.where(mask > 0, z_s, alpha * x + sigma * eps),
+        {
+            "the original is clean": lambda z_s, x, eps, mask, alpha, sigma: torch.lerp(
+                x, z_s, mask.expand_as(x)
+            ),
+            "1 repaints, 0 keeps": lambda z_s, x, eps, mask, alpha, sigma: torch.where(
+                mask > 0, alpha * x + sigma * eps, z_s
+            ),
+            "nothing of the new": lambda z_s, x, eps, mask, alpha, sigma: alpha * x + sigma * eps,
+            "has its noise already": lambda z_s, x, eps, mask, alpha, sigma: (
+                alpha * x + sigma * eps + mask * (z_s - x)
+            ),
+            "nothing is put back": lambda z_s, x, eps, mask, alpha, sigma: z_s,
+        },
+    ),
     # 14
     "spot_the_line": ("D", {"the midpoint": "a", "first of the two": "b", "made of its": "c"}),
     "leading_times": (
@@ -362,7 +453,8 @@ ANSWERS = {
 @pytest.mark.parametrize("source", [*exercises()])
 def test_a_check_accepts_the_solution_and_says_so_of_a_blank(source, request):
     name = request.node.callspec.id
-    answered, blank = {**FOUND, "torch": torch}, {"torch": torch}
+    known = {"math": math, "torch": torch}
+    answered, blank = {**FOUND, **known}, {**known}
     exec(editions.solved(source), answered)
     assert verdict(name, answered[name]).startswith("Right. ")
     exec(editions.blanked(source), blank)

@@ -575,6 +575,177 @@ def w_for_encoding(answer: str) -> str:
     return _choose(answer, "Encode without guidance, and guide the decoder.", "c", others)
 
 
+# ---- 07, evaluation -------------------------------------------------------------------------
+
+
+def blind_spot(answer: str) -> str:
+    """The measure that notices one picture per class, again and again."""
+    others = {
+        "a": "ten good pictures are not far from all of them, by two Gaussians of features.",
+        "b": "each picture is clearly of one class, and all classes are there: nearly perfect.",
+        "c": "every label is right. What is missing is not in any single picture.",
+    }
+    praise = "Ten small balls hold hardly any of the real images."
+    return _choose(answer, praise, "d", others)
+
+
+def snr_on_v(answer) -> str:
+    """The weight SNR as a weight on the error of v, at t = 1, 1/2 and 0."""
+    if _blank(answer):
+        return NOTHING
+    mistakes = {
+        "that is from t = 0 to t = 1. Begin with the noise.": [1.0, 0.5, 0.0],
+        "this is the weighting SNR + 1, the plain error of v.": [1.0, 1.0, 1.0],
+        "SNR multiplies the error of x. How large is the error of v beside it?": [0.0, 1.0, 1.0],
+        "that is truncated SNR, which forgets no time.": [1.0, 0.5, 1.0],
+    }
+    if math.inf in list(answer):
+        return "Not yet: that is on the error of x. On that of v it is divided by SNR + 1."
+    praise = "SNR / (SNR + 1): at t = 1, where one step has all of its work, nothing counts."
+    return _judge(list(answer), [0.0, 0.5, 1.0], praise, mistakes)
+
+
+# ---- 08, latents and text -------------------------------------------------------------------
+
+
+def half_time(answer: Callable) -> str:
+    """answer(std): the time at which data of that deviation is half of the cosine z_t."""
+    for std in (5.49, 1.0, 0.3):
+        right = 2 / math.pi * math.atan(std)
+        mistakes = {
+            "the other way round: stronger data needs more noise, a later t.": 1 - right,
+            "an angle in radians. t = 1 is a quarter of a turn.": math.atan(std),
+            "signal and noise are cosine and sine here, not 1 - t and t.": std / (1 + std),
+            "compare deviations, not a deviation with a variance.": (
+                2 / math.pi * math.atan(std**2)
+            ),
+        }
+        praise = "Stable Diffusion's raw latents are half signal at t = 0.89 only."
+        where = f" (For a deviation of {std:g}.)"
+        said = _judge(answer(std), right, praise, mistakes, tolerance=1e-3, where=where)
+        if not said.startswith("Right"):
+            break
+    return said
+
+
+def no_answer(answer: float) -> str:
+    """The mean squared error of a network that always answers v = 0, on data of variance 1."""
+    mistakes = {
+        "zero is no answer, but it is not free. What is the mean of v squared?": 0.0,
+        "alpha and sigma squared add up to 1.": 2.0,
+        "both parts of v count, that of eps and that of x.": 0.5,
+    }
+    praise = "alpha^2 + sigma^2, at every t. A loss near 1 is no knowledge at all."
+    return _judge(answer, 1.0, praise, mistakes)
+
+
+# ---- 09, distilling text-to-image -----------------------------------------------------------
+
+
+def stock_call(answer: Mapping) -> str:
+    """What stock diffusers has to be told for w = 1 from the 4-step student."""
+    scale, steps = answer.get("guidance_scale"), answer.get("num_inference_steps")
+    if _blank(scale) or _blank(steps):
+        return NOTHING
+    if steps == 50:
+        return "Not yet: 50 is the pipeline's default. This student knows 4 steps, and no others."
+    if steps != 4:
+        return "Not yet: this student knows 4 steps, and no others."
+    if scale == 1:
+        return "Not yet: a guidance_scale of 1 is w = 0, no guidance."
+    if scale == 7.5:
+        return "Not yet: that is the pipeline's default, w = 6.5, far outside what was learnt."
+    if scale != 2:
+        return "Not yet: guidance_scale is 1 + w."
+    return "Right. Both defaults would have been wrong."
+
+
+def folded_bias(answer: Callable) -> str:
+    """answer(bias, weight, cond_proj, features): a bias that has the w input in it for good."""
+    weight, cond_proj = _random(2, 16, 16)
+    bias, features, time = _random(3, 16, seed=1)
+    right = weight @ (time + cond_proj @ features) + bias - weight @ time
+    mistakes = {
+        "what is added before the layer goes through its weight as well.": (
+            bias + cond_proj @ features
+        ),
+        "the old bias is still needed.": weight @ cond_proj @ features,
+        "the weight is transposed: a linear layer is weight @ input + bias.": (
+            bias + weight.T @ cond_proj @ features
+        ),
+        "the two layers are in the wrong order.": bias + cond_proj @ weight @ features,
+        "features of w go through cond_proj first.": bias + weight @ features,
+    }
+    praise = "A network without a w input that answers as the student does at this w."
+    return _judge(answer(bias, weight, cond_proj, features), right, praise, mistakes)
+
+
+# ---- 10, editing ----------------------------------------------------------------------------
+
+
+def evaluations(answer: Callable) -> str:
+    """answer(strength, steps): what the edit costs; None where the student has no such strength."""
+    if _blank(answer(0.75, 4)):
+        return NOTHING
+    cases = {(0.75, 4): 3, (0.5, 2): 1, (1.0, 1): 1, (0.07, 100): 7, (0.29, 100): 29}
+    for (strength, steps), right in cases.items():
+        found = answer(strength, steps)
+        where = f" (Strength {strength:g} with {steps} steps.)"
+        if found is None:
+            return f"Not yet: this strength exists. Floating-point numbers need tolerance.{where}"
+        if found != right:
+            return f"Not yet: {found} evaluations instead of {right}. Round, do not cut.{where}"
+    for strength, steps in ((0.3, 2), (0.3, 4), (0.6, 1)):
+        found, where = answer(strength, steps), f" (Strength {strength:g} with {steps} steps.)"
+        if found == int(strength * steps):
+            return f"Not yet: int() takes another strength than was asked for. Refuse.{where}"
+        if found is not None:
+            return f"Not yet: this student has no such strength. None is the answer.{where}"
+    return "Right. i/N costs i evaluations, and anything else is refused."
+
+
+def latent_mask(answer: Callable) -> str:
+    """answer(mask): [b, 1, H, W] of pixels, 1 repaints, as a mask of latents of half the side."""
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 1, :] = 1  # a thin stroke, in odd rows
+    mask[..., 4:8, 4:7] = 1
+    mask[..., 6:8, 0], mask[..., 6, 1] = 1, 1  # three of four
+    blocks = mask.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    mistakes = {
+        "thin strokes vanish. Whatever is touched has to be repainted.": (
+            (blocks.mean(-1) > 0.5).float()
+        ),
+        "one pixel in four does not speak for the others.": mask[..., ::2, ::2],
+        "only what is masked as a whole is repainted. The rest of the stroke stays.": (
+            blocks.amin(-1)
+        ),
+        "this is the wrong way round: 1 repaints, 0 keeps.": 1 - blocks.amax(-1),
+        "a latent is repainted or it is kept: no half measures.": blocks.mean(-1),
+    }
+    praise = "Every latent that a masked pixel touches."
+    return _judge(answer(mask), blocks.amax(-1), praise, mistakes)
+
+
+def put_back(answer: Callable) -> str:
+    """answer(z_s, x, eps, mask, alpha_s, sigma_s): z_s with the original where it is kept."""
+    z_s, x, eps = _random(3, 2, 4, 8, 8)
+    mask = (_random(2, 1, 8, 8, seed=5) > 0).double()
+    phi = torch.tensor(0.8, dtype=torch.float64)
+    noised = phi.cos() * x + phi.sin() * eps
+    mistakes = {
+        "the original is clean, and what is around it is not. Noise it to time s.": (
+            mask * z_s + (1 - mask) * x
+        ),
+        "this is the wrong way round: 1 repaints, 0 keeps.": mask * noised + (1 - mask) * z_s,
+        "nothing of the new picture is left.": noised,
+        "what is repainted has its noise already.": noised + mask * (z_s - x),
+        "nothing is put back.": z_s,
+    }
+    right = mask * z_s + (1 - mask) * noised
+    praise = "The model sees the truth around the hole, at the right noise level."
+    return _judge(answer(z_s, x, eps, mask, phi.cos(), phi.sin()), right, praise, mistakes)
+
+
 # ---- 14, the bug museum ---------------------------------------------------------------------
 
 
