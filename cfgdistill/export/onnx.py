@@ -67,7 +67,7 @@ def export_onnx(student: Denoiser, folder: str | Path) -> Path:
         w = weights(tuple(low for low, _ in ranges(student.w_range)), z, t)
         given = {"z": z, "t": t, "cond": cond, "w": w}
         _write(net, given, "v", made / "student.onnx")
-        if isinstance(meaning, Prompts):
+        if meaning.vae is not None:
             decoder = _Decoder(copy.deepcopy(meaning.vae).cpu().eval())
             _write(decoder, {"z": z}, "x", made / "decoder.onnx")
         text = json.dumps(_said(student), ensure_ascii=False, separators=(",", ":"))
