@@ -14,7 +14,8 @@ for name, normal in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.S
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, normal)
 
-LONG = ["test_processes.py", "test_faults.py", "test_course.py"]  # minutes, in this order
+# Minutes, in this order.
+LONG = ["test_sharding.py", "test_processes.py", "test_faults.py", "test_course.py"]
 HANGS = 1800  # seconds; limits end what hangs, so that no machine is too slow for them
 
 
