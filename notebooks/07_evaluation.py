@@ -231,7 +231,43 @@ show(
 #
 # ## 3. A distance without its number of samples means nothing
 #
-# Images should be at distance 0 from themselves. **What does the Frechet distance say when it is
+# Images should be at distance 0 from themselves.
+
+# %% [markdown]
+# ### Exercise 2: fifty or eight hundred? *(predict before the figure, 2 minutes)*
+#
+# Training images, drawn at random, are compared with all training images. **What does the Fréchet distance say of 50 of them, and of 800?** (a) About 0, both. (b) The 50 are farther away. (c) The 50 are nearer. (d) The two scatter about 0, above and below.
+#
+# <details><summary>Hint</summary>
+#
+# It fits a Gaussian of 64 dimensions. What is a covariance of 50 points in 64 dimensions?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "fewer_images", "locked": false, "schema_version": 3, "solution": true, "task": false}
+fewer_images = None
+### BEGIN SOLUTION
+fewer_images = "b"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "fewer_images-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.fewer_images(fewer_images))
+### BEGIN HIDDEN TESTS
+assert checks.fewer_images(fewer_images).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (a), "they are the same images"; (d), true of the kernel distance.
+#
+# *To discuss:* two papers use 10,000 and 50,000 samples. Which of the two will look better?
+#
+# </details>
+
+# %% [markdown]
+# **What does the Frechet distance say when it is
 # given only some of them?** Here random parts of the training images are compared with all of the training images.
 
 # %%
@@ -431,7 +467,7 @@ for w, x in asked.items():
 #   sampling, at two evaluations per step.
 
 # %% [markdown]
-# ### Exercise 2: who is not asked? *(derive, 5 minutes)*
+# ### Exercise 3: who is not asked? *(derive, 5 minutes)*
 #
 # SNR weights the error of $x$. In terms of $v$, whose error is $\mathrm{SNR} + 1$ times as large ([notebook 01](01_schedules_and_parameterizations.ipynb), section 5), it is another weight. **Which, at $t = 1$, at $t = \tfrac12$ and at $t = 0$?** And which student will have learned nothing?
 #

@@ -243,6 +243,39 @@ for std in (1.0, 5.49):  # Stable Diffusion's raw latents have a deviation of ab
 # and merges the most frequent neighbours, again and again; `</w>` marks the end of a word. A caption becomes 18 numbers: a start, its words, an end,
 # and padding.
 
+# %% [markdown]
+# ### Exercise 2: what is spelt? *(predict before the output, 2 minutes)*
+#
+# The vocabulary has been counted from captions of emoji. **Which of these words falls into the most pieces?** (a) heart, (b) face, (c) apple, (d) flamingo.
+#
+# <details><summary>Hint</summary>
+#
+# Frequent neighbours are merged first. In how many captions does each word stand, and in how many its parts?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "most_pieces", "locked": false, "schema_version": 3, "solution": true, "task": false}
+most_pieces = None
+### BEGIN SOLUTION
+most_pieces = "d"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "most_pieces-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.most_pieces(most_pieces))
+### BEGIN HIDDEN TESTS
+assert checks.most_pieces(most_pieces).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (c), since an apple is so common. In the language it is; among the captions it is as rare as a flamingo, but its two halves are parts of other words.
+#
+# *To discuss:* what does the model know of a word that it has always seen in pieces?
+#
+# </details>
+
 # %%
 text = data.text
 for caption in ("red heart", "cat face", "a blue apple", "flamingo pool party"):
@@ -310,7 +343,7 @@ show(
 # reason: 3,300 updates of 64 are 123 passes through the same 1,716 pictures.
 
 # %% [markdown]
-# ### Exercise 2: what does ignorance cost? *(derive, 3 minutes)*
+# ### Exercise 3: what does ignorance cost? *(derive, 3 minutes)*
 #
 # The loss is the mean squared error of $v = \alpha_t \varepsilon - \sigma_t x$, and our latents have variance 1. **What does a network lose that answers 0, always?**
 #

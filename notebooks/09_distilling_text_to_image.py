@@ -294,7 +294,42 @@ show(
 # Below 8 evaluations the students are closer to the teacher's picture than the teacher itself; with one, about half as far as the teacher with two.
 # From 8 on there is nothing to gain: the teacher's 4 steps are as near as the student's 8, and its 8 steps (16 evaluations) are nearer than any
 # student: 0.024 against 0.066 of the 8-step student at $w = 1$.
+
+# %% [markdown]
+# ### Exercise 1: where was it lost? *(read a table, 4 minutes)*
 #
+# At $w = 1$ the stage-one student, with 16 steps, is at a distance of 0.056 from the teacher's picture, before any halving, and the 8-step student at 0.066. (Models of the package.) **Which share of the 8-step student's mean squared error was there before the first
+# halving?**
+#
+# <details><summary>Hint</summary>
+#
+# The distances are *roots* of mean squares. Errors that are independent add up squared.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "share_before_halving", "locked": false, "schema_version": 3, "solution": true, "task": false}
+share_before_halving = None
+### BEGIN SOLUTION
+share_before_halving = (0.056 / 0.066) ** 2
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "share_before_halving-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.share_before_halving(share_before_halving))
+### BEGIN HIDDEN TESTS
+assert checks.share_before_halving(share_before_halving).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 0.85, the quotient of the roots.
+#
+# *To discuss:* where would you spend another hour of training?
+#
+# </details>
+
+# %% [markdown]
 # **Where is it lost?** Stage one at 16 steps, before any halving, has a distance of 0.056 already ($w = 1$). In mean squares, which add up where
 # errors are independent, that is 72 % of what the 8-step student has (0.066), 46 % at 4 steps and 23 % at one. The rest came in with the halvings,
 # least with the first. The 800 updates of stage one are few, so that all trainings together stay within an hour.
@@ -363,7 +398,7 @@ print(sorted(path.name for path in (Path(out) / "students" / "steps-4").iterdir(
 # To load and use such a folder, nothing of this package is needed.
 
 # %% [markdown]
-# ### Exercise 1: what to tell the pipeline *(choose, 3 minutes)*
+# ### Exercise 2: what to tell the pipeline *(choose, 3 minutes)*
 #
 # Somebody opens the folder of the 4-step student with stock diffusers and wants $w = 1$. The pipeline's defaults are 50 steps and a `guidance_scale` of 7.5. **Which two numbers does it need?**
 #
@@ -418,7 +453,7 @@ for steps in shown:
 # model card in the folder says all this.
 
 # %% [markdown]
-# ### Exercise 2: fold $w$ away *(derive, 8 minutes)*
+# ### Exercise 3: fold $w$ away *(derive, 8 minutes)*
 #
 # Other programs know no `timestep_cond`, and drop the weights of `cond_proj` without a word. But for *one* $w$ the input can be built in. The time embedding computes `linear_1(time + cond_proj(features))`, where `features` are the Fourier features of $w$. **Which bias must `linear_1` have, so that `linear_1(time)` is the same?**
 #

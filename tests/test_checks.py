@@ -339,6 +339,7 @@ ANSWERS = {
     "w_for_encoding": ("c", {"errors grow": "a", "is chance": "b", "one of the letters": "0"}),
     # 07
     "blind_spot": (" d. ", {"two Gaussians": "a", "nearly perfect": "b", "every label is": "c"}),
+    "fewer_images": ("B", {"always a distance": "a", "less of the truth": "c", "one side": "d"}),
     "snr_on_v": (
         torch.tensor([0.0, 0.5, 1.0]),
         {
@@ -359,8 +360,18 @@ ANSWERS = {
             "with a variance": lambda std: 2 / math.pi * math.atan(std**2),
         },
     ),
+    "most_pieces": ("D", {"hearts of all": "a", "so many faces": "b", "two pieces": "c"}),
     "no_answer": (1, {"it is not free": 0, "add up to 1": 2.0, "both parts of v": 0.5}),
     # 09
+    "share_before_halving": (
+        0.72,
+        {
+            "roots of mean squares": 0.056 / 0.066,
+            "share of the halvings": 0.28,
+            "the part divided": (0.066 / 0.056) ** 2,
+            "from 0 to 1": 72.0,
+        },
+    ),
     "stock_call": (
         {"guidance_scale": 2, "num_inference_steps": 4},
         {

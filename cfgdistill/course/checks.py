@@ -589,6 +589,16 @@ def blind_spot(answer: str) -> str:
     return _choose(answer, praise, "d", others)
 
 
+def fewer_images(answer: str) -> str:
+    """What the Frechet distance says of 50 images and of 800, drawn from the reference itself."""
+    others = {
+        "a": "the covariance of few samples is off, and being off is always a distance.",
+        "c": "fewer samples hold less of the truth, not more.",
+        "d": "it scatters too, but it is wrong to one side: a distance cannot be below 0.",
+    }
+    return _choose(answer, "It is biased: compare rows of equally many samples.", "b", others)
+
+
 def snr_on_v(answer) -> str:
     """The weight SNR as a weight on the error of v, at t = 1, 1/2 and 0."""
     if _blank(answer):
@@ -639,7 +649,30 @@ def no_answer(answer: float) -> str:
     return _judge(answer, 1.0, praise, mistakes)
 
 
+def most_pieces(answer: str) -> str:
+    """The word that a vocabulary of emoji captions spells in the most pieces."""
+    others = {
+        "a": "there are hearts of all colours, so the word is one token.",
+        "b": "there are so many faces that the word is one token.",
+        "c": "two pieces, which other words have too. Which word is as rare, and longer?",
+    }
+    return _choose(answer, "What is rare is spelt.", "d", others)
+
+
 # ---- 09, distilling text-to-image -----------------------------------------------------------
+
+
+def share_before_halving(answer: float) -> str:
+    """Stage one's share of the 8-step student's squared error: distances 0.056 and 0.066."""
+    ratio = 0.056 / 0.066
+    mistakes = {
+        "these are roots of mean squares, and the squares are what adds up.": ratio,
+        "this is the share of the halvings. What is left of 1?": 1 - ratio**2,
+        "the part divided by the whole.": 1 / ratio**2,
+        "a share is a number from 0 to 1.": 100 * ratio**2,
+    }
+    praise = "Nearly three quarters were there before any halving."
+    return _judge(answer, ratio**2, praise, mistakes, tolerance=0.02)
 
 
 def stock_call(answer: Mapping) -> str:
