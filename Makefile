@@ -9,7 +9,7 @@ NAMES ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo demo-latent test bench results notebooks editions resolve wheel lint clean
+.PHONY: help env demo demo-latent test bench results notebooks editions book resolve wheel lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
 	@echo "make editions   notebooks for a class, with blanks, for teachers and for nbgrader: out/editions"
 	@echo "make lint       ruff, check and format"
+	@echo "make book       the notebooks as a site, with students that draw in a browser: out/book"
 	@echo "make resolve    do the tested versions fit every Python and system that the README names?"
 	@echo "make wheel      does the package work, and find its models, where it is installed from a wheel?"
 	@echo "make env        only the environment, .venv"
@@ -84,6 +85,10 @@ notebooks: $(STAMP)
 
 editions: $(STAMP)
 	@$(BIN)/python notebooks/tools/editions.py $(NAMES)
+
+# Read it with: python -m http.server --directory out/book
+book: $(STAMP)
+	@$(BIN)/python notebooks/tools/book.py
 
 # Asks the package index alone, and installs nothing but uv.
 resolve: $(STAMP)
