@@ -61,6 +61,7 @@ HOMES = {
     "training.loop": ("train",),
     "training.optim": ("Optim",),
     "training.progressive": ("distill_progressively",),
+    "training.sharding": ("share_out",),
     "training.state": ("Run",),
 }
 __all__ = sorted(name for names in HOMES.values() for name in names)  # noqa: PLE0605

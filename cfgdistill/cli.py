@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read has enough
         raise
     except (ValueError, OSError, FloatingPointError) as error:
-        print(_sentence(error), file=sys.stderr)
+        # In one piece, for another process may be saying the same.
+        print(f"{_sentence(error)}\n", end="", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):

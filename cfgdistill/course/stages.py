@@ -138,17 +138,12 @@ def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncod
     """The small KL autoencoder of a latent recipe, with the scale and shift of these images."""
     with seeded(recipe.seed):
         model = Autoencoder(recipe.vae_channels)
-    _finish(
-        train(
-            model,
-            autoencoder_loss,
-            images,
-            _optim(recipe, recipe.autoencoder, recipe.batch // 2, 2e-3, ema=recipe.ema),
-            _run(recipe, "autoencoder", home(recipe, out) / "autoencoder", {"data": images.hash}),
-        )
-    )
+    folder = home(recipe, out) / "autoencoder"
+    optim = _optim(recipe, recipe.autoencoder, recipe.batch // 2, 2e-3, ema=recipe.ema)
+    run = _run(recipe, "autoencoder", folder, {"data": images.hash})
+    _finish(train(model, autoencoder_loss, images, optim, run))
     # Measured once, then part of the model: elsewhere the last bits would be others.
-    vae, folder = model.net.vae, home(recipe, out) / "autoencoder"
+    vae = model.net.vae
     with alone(folder / "card.lock"):
         card = read_card(folder)
         if "latents" not in card:
@@ -175,15 +170,9 @@ def new_classifier(recipe: Recipe, data: Data) -> Classifier | Matcher:
 def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier | Matcher:
     """The feature net of the metrics; for captioned images, the matcher of images and captions."""
     classifier, images = new_classifier(recipe, data), data.images
-    _finish(
-        train(
-            classifier,
-            classification_loss,
-            images,
-            _optim(recipe, recipe.classifier, recipe.batch, 2e-3),
-            _run(recipe, "classifier", home(recipe, out) / "classifier", {"data": images.hash}),
-        )
-    )
+    optim = _optim(recipe, recipe.classifier, recipe.batch, 2e-3)
+    run = _run(recipe, "classifier", home(recipe, out) / "classifier", {"data": images.hash})
+    _finish(train(classifier, classification_loss, images, optim, run))
     return classifier
 
 
@@ -209,29 +198,14 @@ def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     For Stable Diffusion: the pipeline's own, fine-tuned to say v on a schedule that ends in noise.
     """
     teacher = new_teacher(recipe, data)
-    about = {
-        "data": data.hash,
-        "net": teacher.describe(),
-        "drop": recipe.drop,
-        "t_power": recipe.t_power,
-    }
+    about = {"data": data.hash, "net": teacher.describe(), **_decoded_by(data)}
+    about |= {"drop": recipe.drop, "t_power": recipe.t_power}
     if recipe.track == "sd":  # the base is known by its weights, under whatever name
         about["net"]["net"].pop("base", None)
         about["from"] = teacher.net.sha if recipe.lora else fingerprint(teacher.net.unet)
-    _finish(
-        train(
-            teacher,
-            loss_of_teacher(recipe, data),
-            data,
-            _optim(recipe, recipe.teacher, recipe.batch, recipe.rate, ema=recipe.ema),
-            _run(
-                recipe,
-                "teacher",
-                stage_folder(recipe, out, "teacher", TEACHER),
-                {**about, **_decoded_by(data)},
-            ),
-        )
-    )
+    optim = _optim(recipe, recipe.teacher, recipe.batch, recipe.rate, ema=recipe.ema)
+    run = _run(recipe, "teacher", stage_folder(recipe, out, "teacher", TEACHER), about)
+    _finish(train(teacher, loss_of_teacher(recipe, data), data, optim, run))
     return teacher
 
 
@@ -242,38 +216,19 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     student = add_w_conditioning(teacher, w_range)
     if not recipe.pretrained:
         reset(student.net, recipe.seed)
-    _finish(
-        train(
-            student,
-            stage_one_loss(
-                GuidedDenoiser(share_out(teacher), data.null),
-                w_range,
-                w_power=recipe.w_power,
-                balanced=recipe.balanced,
-                weighting=_weighting(recipe),
-            ),
-            data,
-            _optim(
-                recipe,
-                recipe.stage_one,
-                recipe.student_batch,
-                recipe.rate_one,
-                faster={"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate},
-                ema=recipe.ema,
-            ),
-            _run(
-                recipe,
-                "stage-one",
-                stage_folder(recipe, out, "stage-one", STAGE_ONE),
-                {
-                    "teacher": read_card(stage_folder(recipe, out, "teacher", TEACHER))["sha256"],
-                    "w_range": w_range,
-                    **_losses(recipe),
-                    **_decoded_by(data),
-                },
-            ),
-        )
+    loss = stage_one_loss(
+        GuidedDenoiser(share_out(teacher), data.null),
+        w_range,
+        w_power=recipe.w_power,
+        balanced=recipe.balanced,
+        weighting=_weighting(recipe),
     )
+    how = {"ema": recipe.ema, "faster": {"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate}}
+    optim = _optim(recipe, recipe.stage_one, recipe.student_batch, recipe.rate_one, **how)
+    taught_by = stage_folder(recipe, out, "teacher", TEACHER)
+    about = {**_taught(recipe, data, taught_by), "w_range": w_range}
+    run = _run(recipe, "stage-one", stage_folder(recipe, out, "stage-one", STAGE_ONE), about)
+    _finish(train(student, loss, data, optim, run))
     return student
 
 
@@ -326,12 +281,11 @@ def _halvings(
     **how,
 ) -> Iterator[Denoiser]:
     """Stage two as the recipe has it, from the teacher whose card lies in `taught_by`."""
-    about = {"teacher": read_card(taught_by)["sha256"], **_losses(recipe), **_decoded_by(data)}
     return distill_progressively(
         teacher,
         data,
         _optim(recipe, recipe.halving, recipe.student_batch, recipe.rate_two),
-        _run(recipe, "stage-two", folder, about),
+        _run(recipe, "stage-two", folder, _taught(recipe, data, taught_by)),
         start=recipe.start,
         sampler=sampler,
         loss=functools.partial(stage_two_loss, weighting=_weighting(recipe), **how),
@@ -359,9 +313,11 @@ def _run(recipe: Recipe, name: str, folder: Path, about: dict) -> Run:
     )
 
 
-def _losses(recipe: Recipe) -> dict:
+def _taught(recipe: Recipe, data: Data, taught_by: Path) -> dict:
+    """What a student's card says of how it was taught, and by the teacher of which card."""
     keys = ("w_power", "balanced", "weighting", "pretrained")
-    return {key: getattr(recipe, key) for key in keys}
+    said = {"teacher": read_card(taught_by)["sha256"], **_decoded_by(data)}
+    return said | {key: getattr(recipe, key) for key in keys}
 
 
 def _decoded_by(data: Data) -> dict:

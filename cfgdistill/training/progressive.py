@@ -60,11 +60,11 @@ def distill_progressively(
         )
         name = f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}"
         of_it = replace(run, name=name, folder=place, about={**run.about, "start": start})
-        taught_by = share_out(teacher, run.device)
-        for _ in train(
-            student, loss(taught_by, steps, teacher.w_range, sampler=sampler), data, how, of_it
-        ):
+        # Held by nobody once it has taught this one.
+        taught = loss(share_out(teacher, run.device), steps, teacher.w_range, sampler=sampler)
+        for _ in train(student, taught, data, how, of_it):
             pass
+        del taught
         # The next one's teacher is a copy, for the caller may do with this one as it pleases.
         teacher = student.copy()
         yield student
