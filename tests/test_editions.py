@@ -1,5 +1,6 @@
 """The editions for a class: what a blank is, what goes where, and what nbgrader makes of them."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -129,6 +130,19 @@ def test_exercises_are_counted_from_1_and_each_has_a_solution_a_check_and_words_
     assert len(grader) == 2 * len(numbers) == len({about["grade_id"] for about in grader})
     assert all(about["schema_version"] == 3 for about in grader)
     assert sum("instructor" in cell.metadata.get("tags", []) for cell in cells) == len(numbers)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_no_cell_but_its_check_asks_for_an_answer_so_a_blank_breaks_nothing(script):
+    cells = course.code_cells(jupytext.read(script))
+    used = {}  # {who: names that the cell reads and does not set}
+    for cell in cells:
+        names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
+        own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        who = cell.metadata.get("nbgrader", {}).get("grade_id")
+        used.setdefault(who, set()).update({node.id for node in names} - own)
+    for who in filter(None, used):
+        assert not [other for other in used if who in used[other] and other != f"{who}-check"]
 
 
 @pytest.mark.skipif(find_spec("nbgrader") is None, reason="nbgrader is not installed")
