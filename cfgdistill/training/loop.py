@@ -123,7 +123,7 @@ def train(
                         value = loss(model, x, cond, draw).mean()
                     state.scaler.scale(value).backward()
                     # Only now does a GPU have to be waited for.
-                    mean = _over_processes(value.detach(), "mean")
+                    mean = float(_over_processes(value.detach(), "mean"))
                     if not math.isfinite(mean):
                         raise FloatingPointError(
                             f"The loss became {mean} at update {state.done + 1} of {run.name}. "
@@ -135,8 +135,10 @@ def train(
                     state.losses.append(mean)
                     bar.update()
                     # Where one process is asked to stop all do, after the same update.
-                    wishes = [len(asked), state.save_now(run.save_every)]
-                    stop, save = _over_processes(torch.tensor(wishes, device=device), "sum")
+                    wishes = torch.tensor(
+                        [len(asked), state.save_now(run.save_every)], device=device
+                    )
+                    stop, save = _over_processes(wishes, "sum").tolist()
                     if stop or save:
                         state.save()
                     if stop:
@@ -162,11 +164,11 @@ def train(
         raise KeyboardInterrupt(f"Stopped after {run.name}, which is finished.")
 
 
-def _over_processes(value: Tensor, how: str) -> float | list[float]:
+def _over_processes(value: Tensor, how: str) -> Tensor:
     """The mean or the sum of numbers over all processes."""
     from accelerate.utils import reduce
 
-    return reduce(value, how).tolist()
+    return reduce(value, how)
 
 
 @contextmanager
