@@ -184,6 +184,19 @@ def test_pages_of_the_book_fit_a_telephone_and_a_desk(open_page):
             page.wait_for_selector("mjx-container svg")  # formulas are drawn, offline
 
 
+def test_only_the_known_package_is_taken_from_npm(tmp_path, monkeypatch):
+    monkeypatch.setenv("CFGDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("npm_config_registry", tmp_path.as_uri())
+    with pytest.raises(OSError, match="axe-core 4.* could not be had from npm .*: connect once"):
+        book.fetch("axe-core", tmp_path / "to")
+    package = tmp_path / "axe-core" / "-" / f"axe-core-{book.PACKAGES['axe-core'][0]}.tgz"
+    package.parent.mkdir(parents=True)
+    package.write_bytes(b"something else")
+    with pytest.raises(OSError, match="is not that package"):
+        book.fetch("axe-core", tmp_path / "to")
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "to").exists()
+
+
 # ---- live students ------------------------------------------------------------------------------
 
 

@@ -193,10 +193,7 @@ def tags(cell) -> list[str]:
 
 
 def links(text: str, folder: str) -> str:
-    """Links to files of the repository that are no pages of the book, as links to the repository.
-
-    Those that begin with a folder above are notebooks, in data/, or files of the package.
-    """
+    """Links of a file in `folder` to what is no page of the book, as links to the repository."""
     text = re.sub(r"\]\(\.\./notebooks/", "](", text)
     text = re.sub(r"\]\(\.\./", f"]({REPOSITORY}/", text)
     return re.sub(r"\]\((?=[\w/]+\.(?:md|py|json)[)#])", f"]({REPOSITORY}/{folder}/", text)
