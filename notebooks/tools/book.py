@@ -150,11 +150,14 @@ def sources(source: Path) -> None:
             notebook = nbformat.read(file, 4)
             chapter(notebook, file.stem, extra / "outputs", dict(papers))
             nbformat.write(notebook, source / file.name)
+    pages = [*ROOT.joinpath("notebooks").glob("*.md"), ROOT / "data" / "NOTES.md"]
+    for page in pages:
+        text = links(page.read_text(encoding="utf-8"))
+        (source / page.name.lower()).write_text(text, encoding="utf-8")
+    names += [page.stem for page in pages[:-1]]
     index = source / "index.md"
     toc = index.read_text(encoding="utf-8").replace("NOTEBOOKS", "\n".join(names))
     index.write_text(toc, encoding="utf-8")
-    notes = ROOT.joinpath("data", "NOTES.md").read_text(encoding="utf-8")
-    (source / "notes.md").write_text(links(notes, "data"), encoding="utf-8")
     (source / "api.rst").write_text(api(), encoding="utf-8")
     fetch("mathjax", source / "_static")
     live(extra / "live")
@@ -166,7 +169,7 @@ def chapter(notebook, name: str, outputs: Path, papers: dict[str, str]) -> None:
     notebook.cells = [cell for cell in notebook.cells if "instructor" not in tags(cell)]
     for i, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
-            text = links(BADGE.sub("", cell.source), "notebooks")
+            text = links(BADGE.sub("", cell.source))
             for url in [url for url in papers if f"]({url})" in text]:  # at its first mention
                 text = text.replace(f"]({url})", f"]({url}) {{cite}}`{papers.pop(url)}`", 1)
             if "solution" in tags(cell):
@@ -192,11 +195,15 @@ def tags(cell) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def links(text: str, folder: str) -> str:
-    """Links of a file in `folder` to what is no page of the book, as links to the repository."""
-    text = re.sub(r"\]\(\.\./notebooks/", "](", text)
-    text = re.sub(r"\]\(\.\./", f"]({REPOSITORY}/", text)
-    return re.sub(r"\]\((?=[\w/]+\.(?:md|py|json)[)#])", f"]({REPOSITORY}/{folder}/", text)
+def links(text: str) -> str:
+    """Links to what is no page of the book, as links to the repository."""
+    for begins, there in (
+        ("../notebooks/", ""),
+        ("../", f"{REPOSITORY}/"),
+        ("pretrained/", f"{REPOSITORY}/data/pretrained/"),
+    ):
+        text = text.replace(f"]({begins}", f"]({there}")
+    return text
 
 
 REPOSITORY = "https://github.com/cfgdistill/cfgdistill/blob/main"
