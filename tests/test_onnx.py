@@ -68,7 +68,7 @@ def test_a_shipped_student_draws_the_same_pictures_from_its_files_alone(name, gi
 
 
 def tiny_student():
-    """Of ten classes, with squares of pixels as channels, two strengths and random weights."""
+    """Of ten classes, with squares of pixels as channels, and random weights."""
     teacher = unet_of(replace(TINY, patch=2), channels=1, size=8, num_classes=10)
     student = with_w(teacher, 4.0).for_steps(2)
     student.meaning = Classes(10)
@@ -89,6 +89,16 @@ def test_every_number_of_images_and_every_input_counts(tmp_path):
             other = {**given, key: given[key].flip(0) if n > 1 else given[key] * 0 + 1}
             (changed,) = net.run(None, {key: part.numpy() for key, part in other.items()})
             assert np.abs(changed - v).max() > 1e-4, key
+
+
+def test_a_student_of_classes_that_draws_latents_takes_its_decoder_along(tmp_path):
+    teacher = unet_of(TINY, channels=4, size=8, num_classes=10)
+    student, (_, _, vae) = with_w(teacher, 4.0).for_steps(2), tiny_text_student()
+    student.meaning = Classes(10, vae=vae)
+    folder, z = export_onnx(student, tmp_path / "x"), noise(student, 0, 2)
+    found, _ = sampled(folder, z, np.array([3, 7]), 2.0)
+    ours = vae.decode(last(ddim(student, torch.from_numpy(z), 2, torch.tensor([3, 7]), 2.0)))
+    assert found.shape == (2, 3, 16, 16) and np.abs(found - ours.numpy()).max() < 1e-4
 
 
 def test_a_text_student_of_any_number_of_steps_takes_its_tokenizer_along(tmp_path):
