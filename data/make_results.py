@@ -70,21 +70,6 @@ PLANS = {
 }
 
 
-# Measured once: their models do not come with the package, and their rows stay as they are.
-OTHERS = {
-    "tiny-imagenet-50": """Images of one's own, by the command line alone: 25,000 photographs of
-64 x 64, in 50 classes of ImageNet, that lay in a folder. The models do not come with the package.
-
-```sh
-cfgdistill distill --data tiny-imagenet-50 --like imagenet64/laptop \\
-  --set teacher=7000 --set stage_one=2400 --set halving=300
-```
-
-![Ten of the 50 classes at w = 0, 1 and 4, from the same noise: the guided teacher and its \
-students.](../figures/tiny-imagenet-50.png)"""
-}
-
-
 def measure(name: str, out: Path) -> tuple[list[dict], dict]:
     """All rows of one data set, and what its stage one delivers."""
     plan = PLANS[name]
@@ -380,15 +365,12 @@ def everything(results: dict) -> str:
     for rows in _groups(results["rows"]):
         name, n = rows[0]["dataset"], rows[0]["n_samples"]
         if name != named:
-            parts.append(f"## {name}")
-            if name in OTHERS:
-                parts.append(OTHERS[name])
-            parts.append(cost(results["meta"]["training"], name))
+            parts += [f"## {name}", cost(results["meta"]["training"], name)]
             if name in results["meta"].get("delivered", {}):
                 parts.append(asked_and_given(results["meta"]["delivered"][name]))
             named = name
         parts += [f"### {name}, {n:,} samples judged by {rows[0]['feature_net']}"]
-        first = PLANS[name].values if name in PLANS else {"frechet_distance": ".2f"}
+        first = PLANS[name].values
         parts += [table(rows, first), caption(rows)]
         others = [key for key in TITLES if key in rows[0] and key not in first]
         forms = {"inception_score": ".2f", "kernel_distance": ".2g"}
@@ -425,9 +407,8 @@ def main(chosen: list[str]) -> None:
     for name in chosen:
         own, given[name] = measure(name, out)
         rows += own
-    others = before["meta"].get("training", {}).items()
-    training = training_of(shipped) | {k: v for k, v in others if k.split("/")[0] in OTHERS}
-    given = {name: given[name] for name in (*shipped, *OTHERS) if name in given}
+    training = training_of(shipped)
+    given = {name: given[name] for name in shipped if name in given}
     results = {"meta": provenance(training=training, delivered=given), "rows": rows}
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     write_text(RESULTS.with_suffix(".md").with_stem("RESULTS"), everything(results))
