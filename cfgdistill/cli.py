@@ -355,6 +355,8 @@ def _sample(given) -> dict:
             raise ValueError(f"{given.folder} draws classes: pass --classes, not --prompt.")
         asked = [_label(word) for word in given.classes or range(net.num_classes)]
     else:
+        if given.classes:
+            raise ValueError(f"{given.folder} draws from text: pass --prompt, not --classes.")
         if not given.prompt:
             raise ValueError(f"{given.folder} draws from text: say what, with --prompt.")
         asked = given.prompt

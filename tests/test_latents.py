@@ -34,6 +34,7 @@ from cfgdistill.teachers.files import load
 from cfgdistill.training.checkpoints import read_card, read_tensors
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim
+from cfgdistill.training.randomness import random_at
 from cfgdistill.training.state import Run
 
 # ---- captioned images ---------------------------------------------------------------------------
@@ -433,8 +434,9 @@ def test_a_text_student_is_sampled_judged_and_exported_from_the_command_line(
     assert json.loads(capsys.readouterr().out)["nfe"] == 2
     tensors, _ = read_tensors(file)
     cond = data.text.tokens([*prompts, *prompts])
-    how = dict(shape=data.shape, labels=cond, steps=2, w=1.0, decode=data.decode)
-    torch.testing.assert_close(tensors["images"], generate(students[0], **how))
+    noises = [torch.randn(data.shape, generator=random_at(0, "sample", i)) for i in range(4)]
+    ours = data.decode(last(ddim(students[0], torch.stack(noises), 2, cond, 1.0)))
+    torch.testing.assert_close(tensors["images"], ours)
 
     assert cli.main(["evaluate", folder, "--w", "1", "--n", "8"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
@@ -451,8 +453,9 @@ def test_a_text_student_is_sampled_judged_and_exported_from_the_command_line(
     ("words", "sentence"),
     [
         (["--classes", "3"], "draws from text: pass --prompt, not --classes."),
-        (["--w", "9"], r"w = 9 is outside [0, 2]"),
-        (["--steps", "8"], "distilled for 2 steps, not 8"),
+        ([], "draws from text: say what, with --prompt."),
+        (["--prompt", "cat", "--w", "9"], r"w = 9 is outside [0, 2]"),
+        (["--prompt", "cat", "--steps", "8"], "distilled for 2 steps, not 8"),
     ],
 )
 def test_what_a_text_student_cannot_do_is_said_in_one_sentence(track, capsys, words, sentence):

@@ -321,12 +321,19 @@ def test_what_a_card_names_is_never_fetched(out, tmp_path, requests, capsys):
         assert requests == []
         return capsys.readouterr().err.splitlines()[-1]
 
-    for entry in ("base", "source"):
-        card["recipe"][entry] = name
+    sample = ("sample", str(folder), "--prompt", "a cat", "--to", str(tmp_path / "x.png"))
+    export = ("export", str(folder), "--to", str(tmp_path / "new"))
+    evaluate = ("evaluate", str(folder), "--w", "3", "--n", "4")
+    for part, entry, asked in (
+        ("meaning", "pipeline", (sample, export)),
+        ("recipe", "base", (evaluate,)),
+        ("recipe", "source", (evaluate,)),
+    ):
+        card[part][entry] = name
         (folder / "card.json").write_text(json.dumps(card))
-        said = verb("sample", str(folder), "--prompt", "a cat", "--to", str(tmp_path / "x.png"))
-        assert "fetch it first (" in said and name in said
-        assert name in verb("export", str(folder), "--to", str(tmp_path / "new"))
+        for words in asked:
+            said = verb(*words)
+            assert "fetch it first (" in said and name in said
         card = json.loads(text)
     del card["model_sha256"]
     card["model"]["net"]["base"] = name
@@ -509,7 +516,8 @@ def test_from_the_command_line_a_base_becomes_a_student_a_picture_and_a_stock_fo
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")
     stock.set_progress_bar_config(disable=True)
     how = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "pt"}
-    theirs = stock(CAPTIONS[1:], latents=noise(1, seed=0), **how).images
+    z = torch.randn(1, 4, 8, 8, generator=random_at(0, "sample", 0))
+    theirs = stock(CAPTIONS[1:], latents=z, **how).images
     ours = (read_tensors(file)[0]["images"] + 1) / 2  # --seed is 0 unless told
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
     assert ours.shape == (1, 3, 16, 16) and ours.std() > 0.01
@@ -545,7 +553,7 @@ def paint(out, tmp_path, monkeypatch):
 def test_the_command_line_paints_a_few_images_at_once_where_the_model_is(paint, base, monkeypatch):
     known, seen = paint()
     assert [n for n, *_ in seen["forward"]] == [5]
-    monkeypatch.setattr("cfgdistill.teachers.stable_diffusion.PART", 2)
+    monkeypatch.setattr("cfgdistill.teachers.stable_diffusion.Pipeline.at_once", 2)
     # diffusers opens files by way of the device that `elsewhere` takes for its own.
     unet, pipe = open_unet(base), open_pipeline(base)
     monkeypatch.setattr("cfgdistill.teachers.unet.open_unet", lambda base: unet)

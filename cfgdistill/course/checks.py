@@ -1,11 +1,12 @@
 """Checks of the exercises: each takes the reader's answer and says in a sentence what is wrong.
 
-A check knows the answer from elsewhere, a closed form or the package, and also what the usual
-mistakes give. Its sentence begins with "Right" where the answer is right, however it was written.
+Readers write anything, so an answer may be of any type. A check knows the right one from elsewhere,
+a closed form or the package, and also what the usual mistakes give. Its sentence begins with
+"Right" where the answer is right, however it was written.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -76,11 +77,12 @@ def _set(found) -> set:
 # ---- 00, two dimensions ---------------------------------------------------------------------
 
 
-def average(answer: Callable) -> str:
+def average(answer) -> str:
     """answer(z_t, x, place): the mean of the x whose z_t is within 0.1 of a place."""
     mixture, schedule, generator = pinwheel(), CosineSchedule(), torch.Generator().manual_seed(0)
     x, _ = mixture.sample(1_000_000, generator)
-    z_t = schedule.add_noise(x, torch.randn(x.shape, generator=generator), 0.5)
+    eps, t = torch.randn(x.shape, generator=generator), torch.full((len(x),), 0.5)
+    z_t = schedule.add_noise(x, eps, t)
     place = torch.tensor([0.6, 0.3])
     right = mixture.denoiser(schedule)(place[None], 0.5, torch.tensor([mixture.num_classes])).x[0]
     distance = (z_t - place).norm(dim=1)
@@ -88,7 +90,7 @@ def average(answer: Callable) -> str:
     mistakes = {
         "this is the place itself. Select by z_t, but average the x behind it.": place,
         "this is the place divided by alpha. That undoes the scaling, not the noise.": place
-        / schedule.alpha_sigma(torch.tensor(0.5))[0],
+        / schedule.alpha_sigma(torch.tensor([0.5]))[0],
         "this is the average of all x. Only those whose z_t is near the place count.": x.mean(0),
         "this is one x, a sample. The guess is the average of all that are possible.": x[
             distance.argmin()
@@ -99,7 +101,7 @@ def average(answer: Callable) -> str:
     return _judge(answer(z_t, x, place), right, praise, mistakes, tolerance=0.03)
 
 
-def landing(answer: float) -> str:
+def landing(answer) -> str:
     """Where the exact teacher's single step lands at w = 3, in multiples of the class mean."""
     mistakes = {
         "that is without guidance. The guess of the class is exaggerated by 1 + w.": 1.0,
@@ -110,7 +112,7 @@ def landing(answer: float) -> str:
     return _judge(answer, 4.0, praise, mistakes)
 
 
-def implied_x(answer: Callable) -> str:
+def implied_x(answer) -> str:
     """answer(z_t, z_s, alpha_t, sigma_t, alpha_s, sigma_s): the x consistent with both ends."""
     for t, s in ((1.0, 0.5), (0.5, 0.25), (0.25, 0.0)):
         levels = CosineSchedule().alpha_sigma(torch.tensor([t, s], dtype=torch.float64))
@@ -152,7 +154,7 @@ def second_x_lands(answer) -> str:
     return "Not yet: at s > 0 the noise that belongs to this x at z_t is not the teacher's."
 
 
-def share_of_stage_one(answer: float, stage_one: float, student: float) -> str:
+def share_of_stage_one(answer, stage_one: float, student: float) -> str:
     """The share of a student's squared error that stage one had, from the two mse."""
     right = stage_one / student
     mistakes = {
@@ -169,7 +171,7 @@ def share_of_stage_one(answer: float, stage_one: float, student: float) -> str:
 # ---- 01, schedules and parameterisations ----------------------------------------------------
 
 
-def from_v(answer: Callable) -> str:
+def from_v(answer) -> str:
     """answer(v, z, alpha, sigma): x and eps."""
     x, eps = _random(2, 20, 2)
     phi = torch.tensor(0.6, dtype=torch.float64)
@@ -195,7 +197,7 @@ def from_v(answer: Callable) -> str:
     return said
 
 
-def explosions(answer: Mapping) -> str:
+def explosions(answer) -> str:
     """{"t = 1": ..., "t = 0": ..., "one step": ...}, each a set of "x", "eps", "v"."""
     if any(_blank(value) for value in answer.values()):
         return NOTHING
@@ -218,7 +220,7 @@ def explosions(answer: Mapping) -> str:
     return "Right. At t = 1 v is -x, so for one step the two are the same."
 
 
-def implied(answer: Callable) -> str:
+def implied(answer) -> str:
     """answer(z_t, z_s, d): the v of the step by the angle d from z_t to z_s."""
     z_t, v = _random(2, 20, 2)
     for d in (-0.7, -math.pi / 2, 0.4):
@@ -238,7 +240,7 @@ def implied(answer: Callable) -> str:
     return said
 
 
-def zero_terminal_snr(answer: Callable) -> str:
+def zero_terminal_snr(answer) -> str:
     """answer(alphas_cumprod): the same table with alpha_1 = 0 and its first entry kept."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     table = (1 - betas).cumprod(0)
@@ -264,7 +266,7 @@ def zero_terminal_snr(answer: Callable) -> str:
 # ---- 02, the guided teacher -----------------------------------------------------------------
 
 
-def drop_label(answer: Callable) -> str:
+def drop_label(answer) -> str:
     """answer(cond, u, drop, null): the labels, null where u says so."""
     cond, null, drop = torch.arange(40) % 10, 10, 0.1
     u = torch.rand(40, generator=torch.Generator().manual_seed(3))
@@ -283,7 +285,7 @@ def drop_label(answer: Callable) -> str:
     return _judge(answer(cond, u, drop, null), right, praise, mistakes)
 
 
-def count_nfe(answer: float) -> str:
+def count_nfe(answer) -> str:
     """Evaluations of 32 steps that are guided while t > 0.3 only."""
     guided = sum(i / 32 > 0.3 for i in range(1, 33))
     mistakes = {
@@ -298,7 +300,7 @@ def count_nfe(answer: float) -> str:
     return _judge(answer, 32 + guided, praise, mistakes, tolerance=0.3)
 
 
-def null_as_label(answer: str) -> str:
+def null_as_label(answer) -> str:
     """What w does where the label is the null label."""
     others = {
         "a": "the label is null, and so is the other. Is there anything between the two answers?",
@@ -328,7 +330,7 @@ def order_at_one_step(answer) -> str:
 # ---- 03, stage one --------------------------------------------------------------------------
 
 
-def affine_in_w(answer: str) -> str:
+def affine_in_w(answer) -> str:
     """Which of the two targets is affine in w."""
     others = {
         "a": "guidance in the first of two steps moves the place where the second one begins.",
@@ -338,7 +340,7 @@ def affine_in_w(answer: str) -> str:
     return _choose(answer, "One evaluation is affine in w. A walk of two is not.", "b", others)
 
 
-def guided_target(answer: Callable) -> str:
+def guided_target(answer) -> str:
     """answer(v_cond, v_uncond, w): what the pair says, each example at its own w."""
     v_cond, v_uncond = _random(2, 8, 1, 8, 8)  # a batch as large as an image is wide
     w = torch.linspace(0, 4, 8, dtype=torch.float64)
@@ -363,7 +365,7 @@ def guided_target(answer: Callable) -> str:
     )
 
 
-def blind_w(answer: Callable) -> str:
+def blind_w(answer) -> str:
     """answer(w, k): the one number that minimises the mean of k (w - number)^2."""
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     w = 4 * u
@@ -380,7 +382,7 @@ def blind_w(answer: Callable) -> str:
     return _judge(answer(w, k), right, praise, mistakes, tolerance=0.01)
 
 
-def delivered(answer: Callable) -> str:
+def delivered(answer) -> str:
     """answer(v_student, v_cond, v_uncond): the w at which the pair is nearest to the student."""
     v_cond, v_uncond, noise = _random(3, 64, 8)
     along = v_cond - v_uncond
@@ -403,7 +405,7 @@ def delivered(answer: Callable) -> str:
 # ---- 04, stage two --------------------------------------------------------------------------
 
 
-def two_in_one(answer: Callable) -> str:
+def two_in_one(answer) -> str:
     """answer(v_1, v_2, z, d): the v of one step by 2d that equals two by d, from v_1 and v_2."""
     v_1, v_2, z = _random(3, 20, 2)
     for N in (8, 2, 1):
@@ -428,7 +430,7 @@ def two_in_one(answer: Callable) -> str:
     return said
 
 
-def where_it_misses(answer: Mapping) -> str:
+def where_it_misses(answer) -> str:
     """{"most": i, "not at all": i}, intervals of N = 4 with the teacher's second x as target."""
     if any(_blank(value) for value in answer.values()):
         return NOTHING
@@ -446,7 +448,7 @@ def where_it_misses(answer: Mapping) -> str:
     return "Right. It is exact at the end alone, and worst just before it."
 
 
-def least_gain(answer: float, student: Mapping, teacher: Mapping) -> str:
+def least_gain(answer, student: Mapping, teacher: Mapping) -> str:
     """The w at which a student's rmse is least below the teacher's; both {w: rmse}."""
     if _blank(answer):
         return NOTHING
@@ -460,7 +462,7 @@ def least_gain(answer: float, student: Mapping, teacher: Mapping) -> str:
     return "Not yet: a quotient of student and teacher for each w. Where is it largest?"
 
 
-def staircase(answer: float) -> str:
+def staircase(answer) -> str:
     """How many times as many evaluations the targets of a whole walk cost: 64 for 600 updates."""
     stairs, whole = 2 * (3 * 200 + 3 * 600), 64 * 600
     mistakes = {
@@ -479,7 +481,7 @@ def staircase(answer: float) -> str:
 # ---- 05, the stochastic sampler -------------------------------------------------------------
 
 
-def added_noise(answer: Callable) -> str:
+def added_noise(answer) -> str:
     """answer(alpha_k, sigma_k, alpha_s, sigma_s): how much noise is added on the way up to s."""
     t = torch.arange(1, 64, dtype=torch.float64) / 64
     (alpha_k, sigma_k), (alpha_s, sigma_s) = (CosineSchedule().alpha_sigma(a) for a in (t / 2, t))
@@ -497,7 +499,7 @@ def added_noise(answer: Callable) -> str:
     return _judge(answer(alpha_k, sigma_k, alpha_s, sigma_s), variance.sqrt(), praise, mistakes)
 
 
-def jump_times(answer: Callable) -> str:
+def jump_times(answer) -> str:
     """answer(i, N): t, mid and s of a student's jump, and of the two of its teacher."""
     for i in (4, 3, 2, 1):
         found = answer(i, 4)
@@ -518,7 +520,7 @@ def jump_times(answer: Callable) -> str:
     return "Right. The teacher is asked for nothing but what it was trained for."
 
 
-def long_enough(answer: str) -> str:
+def long_enough(answer) -> str:
     """Where the chain on the Gaussian has to start for a variance of 0.39 or more."""
     others = {
         "a": "with 32 steps the first halving loses 0.03.",
@@ -531,7 +533,7 @@ def long_enough(answer: str) -> str:
 # ---- 06, encoders and style transfer --------------------------------------------------------
 
 
-def place_along_the_arm(answer: str) -> str:
+def place_along_the_arm(answer) -> str:
     """The sign of the rank correlation between places along two arms."""
     others = {
         "a": "the flow knows nothing of arms. It keeps where a point is in the plane.",
@@ -541,7 +543,7 @@ def place_along_the_arm(answer: str) -> str:
     return _choose(answer, praise, "c", others)
 
 
-def slerp(answer: Callable) -> str:
+def slerp(answer) -> str:
     """answer(a, b, u): the point at share u of the great circle from a to b, of equal length."""
     a, b = _random(2, 64)
     b = b * a.norm() / b.norm()
@@ -566,7 +568,7 @@ def slerp(answer: Callable) -> str:
     return said
 
 
-def w_for_encoding(answer: str) -> str:
+def w_for_encoding(answer) -> str:
     """The w with which an image is best encoded."""
     others = {
         "a": "upwards the same flow pushes apart, and errors grow with w.",
@@ -578,7 +580,7 @@ def w_for_encoding(answer: str) -> str:
 # ---- 07, evaluation -------------------------------------------------------------------------
 
 
-def blind_spot(answer: str) -> str:
+def blind_spot(answer) -> str:
     """The measure that notices one picture per class, again and again."""
     others = {
         "a": "ten good pictures are not far from all of them, by two Gaussians of features.",
@@ -589,7 +591,7 @@ def blind_spot(answer: str) -> str:
     return _choose(answer, praise, "d", others)
 
 
-def fewer_images(answer: str) -> str:
+def fewer_images(answer) -> str:
     """What the Frechet distance says of 50 images and of 800, drawn from the reference itself."""
     others = {
         "a": "the covariance of few samples is off, and being off is always a distance.",
@@ -618,7 +620,7 @@ def snr_on_v(answer) -> str:
 # ---- 08, latents and text -------------------------------------------------------------------
 
 
-def half_time(answer: Callable) -> str:
+def half_time(answer) -> str:
     """answer(std): the time at which data of that deviation is half of the cosine z_t."""
     for std in (5.49, 1.0, 0.3):
         right = 2 / math.pi * math.atan(std)
@@ -638,7 +640,7 @@ def half_time(answer: Callable) -> str:
     return said
 
 
-def no_answer(answer: float) -> str:
+def no_answer(answer) -> str:
     """The mean squared error of a network that always answers v = 0, on data of variance 1."""
     mistakes = {
         "zero is no answer, but it is not free. What is the mean of v squared?": 0.0,
@@ -649,7 +651,7 @@ def no_answer(answer: float) -> str:
     return _judge(answer, 1.0, praise, mistakes)
 
 
-def most_pieces(answer: str) -> str:
+def most_pieces(answer) -> str:
     """The word that a vocabulary of emoji captions spells in the most pieces."""
     others = {
         "a": "there are hearts of all colours, so the word is one token.",
@@ -662,7 +664,7 @@ def most_pieces(answer: str) -> str:
 # ---- 09, distilling text-to-image -----------------------------------------------------------
 
 
-def share_before_halving(answer: float) -> str:
+def share_before_halving(answer) -> str:
     """Stage one's share of the 8-step student's squared error: distances 0.056 and 0.066."""
     ratio = 0.056 / 0.066
     mistakes = {
@@ -675,7 +677,7 @@ def share_before_halving(answer: float) -> str:
     return _judge(answer, ratio**2, praise, mistakes, tolerance=0.02)
 
 
-def stock_call(answer: Mapping) -> str:
+def stock_call(answer) -> str:
     """What stock diffusers has to be told for w = 1 from the 4-step student."""
     scale, steps = answer.get("guidance_scale"), answer.get("num_inference_steps")
     if _blank(scale) or _blank(steps):
@@ -693,7 +695,7 @@ def stock_call(answer: Mapping) -> str:
     return "Right. Both defaults would have been wrong."
 
 
-def folded_bias(answer: Callable) -> str:
+def folded_bias(answer) -> str:
     """answer(bias, weight, cond_proj, features): a bias that has the w input in it for good."""
     weight, cond_proj = _random(2, 16, 16)
     bias, features, time = _random(3, 16, seed=1)
@@ -716,7 +718,7 @@ def folded_bias(answer: Callable) -> str:
 # ---- 10, editing ----------------------------------------------------------------------------
 
 
-def evaluations(answer: Callable) -> str:
+def evaluations(answer) -> str:
     """answer(strength, steps): what the edit costs; None where the student has no such strength."""
     if _blank(answer(0.75, 4)):
         return NOTHING
@@ -737,7 +739,7 @@ def evaluations(answer: Callable) -> str:
     return "Right. i/N costs i evaluations, and anything else is refused."
 
 
-def latent_mask(answer: Callable) -> str:
+def latent_mask(answer) -> str:
     """answer(mask): [b, 1, H, W] of pixels, 1 repaints, as a mask of latents of half the side."""
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 1, :] = 1  # a thin stroke, in odd rows
@@ -759,7 +761,7 @@ def latent_mask(answer: Callable) -> str:
     return _judge(answer(mask), blocks.amax(-1), praise, mistakes)
 
 
-def put_back(answer: Callable) -> str:
+def put_back(answer) -> str:
     """answer(z_s, x, eps, mask, alpha_s, sigma_s): z_s with the original where it is kept."""
     z_s, x, eps = _random(3, 2, 4, 8, 8)
     mask = (_random(2, 1, 8, 8, seed=5) > 0).double()
@@ -782,7 +784,7 @@ def put_back(answer: Callable) -> str:
 # ---- 14, the bug museum ---------------------------------------------------------------------
 
 
-def spot_the_line(answer: str) -> str:
+def spot_the_line(answer) -> str:
     """The line of the wrong target, by its letter."""
     others = {
         "a": "the midpoint is where it should be.",
@@ -808,7 +810,7 @@ def leading_times(answer) -> str:
     return "Not yet: put k = 3, 2, 1, 0 into k * 1000 / 4."
 
 
-def guided_twice(answer: float) -> str:
+def guided_twice(answer) -> str:
     """The weight that arrives where a student asked for w = 3 is guided with w = 3 again."""
     mistakes = {
         "the second guidance also multiplies the first: put the answers in.": 6.0,
