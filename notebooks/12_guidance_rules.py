@@ -383,7 +383,7 @@ drawn = {
         teachers["classifier-free"], data.shape, digits20, steps=8, w=0.0, seed=seed
     ),
 }
-fig, axes = figure(3, 1, width=9.5, height=4.8)
+fig, axes = figure(3, 1, width=9.5, height=2.5)
 for axis, (name, line) in zip(axes, drawn.items(), strict=True):
     draw_images(axis, line, 20, name)
 show(
@@ -518,7 +518,7 @@ show(
 # 4. Ask the three-dialled student for an interval that lies between two of the grid points of four steps. What does it draw, and what should it?
 # 5. `diffusers.guiders` has a dozen rules. `cd.guider_rule(guider)` takes most of them. Which does it refuse, and what have they in common?
 #
-# **Next:** [14 · The bug museum](14_bug_museum.ipynb).
+# **Next:** [13 · Your own teacher](13_your_own_teacher.ipynb).
 
 # %%
 facts = provenance(
