@@ -157,7 +157,8 @@ def psnr(a: Example, b: Example) -> float:
 def decode_in_parts(vae: VAEEncoder, z: Latent) -> Tensor:
     """Latents [b, c, h, h] to images in [-1, 1], in parts: a decoder is large.
 
-    At most 64 at once, and at most four where latents are 64 x 64.
+    At most 64 at once, and at most four where latents are 64 x 64. The decoder goes where they are.
     """
+    vae = vae.to(z.device)
     part = min(64, max(1, 2**14 // z[0, 0].numel()))
     return torch.cat([vae.decode(some) for some in z.split(part)])

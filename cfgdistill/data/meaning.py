@@ -71,9 +71,7 @@ class Classes(Meaning):
         return int(given)
 
     def decode(self, z: Example) -> Tensor:
-        if self.vae is None:
-            return z.clamp(-1, 1)
-        return decode_in_parts(self.vae.to(z.device), z)
+        return z.clamp(-1, 1) if self.vae is None else decode_in_parts(self.vae, z)
 
     def keep(self, folder: Path) -> dict:
         entry = {} if self.vae is None else keep_decoder(folder, self.vae)
@@ -100,7 +98,7 @@ class Prompts(Meaning):
         return self.text(tokens) if self.embedded else tokens
 
     def decode(self, z: Tensor) -> Tensor:
-        return decode_in_parts(self.vae.to(z.device), z)
+        return decode_in_parts(self.vae, z)
 
     def keep(self, folder: Path) -> dict:
         return keep_decoder(folder, self.vae, tokenizer=described(self.text.tokenizer))
