@@ -353,7 +353,7 @@ def _sample(given) -> dict:
     if isinstance(net.meaning, Classes):
         if given.prompt:
             raise ValueError(f"{given.folder} draws classes: pass --classes, not --prompt.")
-        asked = [_label(word) for word in given.classes or range(net.num_classes)]
+        asked = [_label(word) for word in given.classes or ()] or [*range(net.num_classes)]
     else:
         if given.classes:
             raise ValueError(f"{given.folder} draws from text: pass --prompt, not --classes.")
@@ -379,10 +379,9 @@ def _sample(given) -> dict:
     return {"file": str(file), "n": given.n, "steps": steps, "nfe": nfe, "w": w}
 
 
-def _label(word: str | int) -> str | int:
+def _label(word: str) -> str | int:
     """A class as it was typed: its number, or else its name."""
-    text = str(word)
-    return int(text) if text.removeprefix("-").isdecimal() else text
+    return int(word) if word.removeprefix("-").isdecimal() else word
 
 
 def _evaluate(given) -> dict:
@@ -397,15 +396,16 @@ def _evaluate(given) -> dict:
     import cfgdistill.course.stages as stages
     from cfgdistill.judge.imagenet import ImageNetClassifier
     from cfgdistill.judge.metrics import FID_SAMPLES, Judge, evaluate, published_fid, samples
+    from cfgdistill.teachers.drawing import STEPS, sampler_of
     from cfgdistill.training.checkpoints import provenance, write_text
 
     one_of("judge", given.judge, ("own", "imagenet"))
     given.folder = _place(given.folder)
     net, recipe = _load(given.folder), _recipe_of(given.folder)
-    sampler = _sampler(given.sampler, net)
+    sampler = sampler_of(net, given.sampler)
     n = given.n or recipe.samples
     weights = _weights(net, given.w, [0.0, 1.0, 3.0])
-    table = list(product(given.steps or [net.steps or 64], weights))
+    table = list(product(given.steps or [net.steps or STEPS], weights))
     teachers = _place(given.teacher) if given.teacher else None
     other = _load(teachers) if teachers else None
     if other is not None and other.steps:
@@ -668,13 +668,6 @@ def _weights(net, given: list[float] | None, usual: list[float]) -> list[float]:
 
     low, high = ranges(net.w_range or (0.0, math.inf))[0]
     return given or sorted({min(max(w, low), high) for w in usual})
-
-
-def _sampler(name: str | None, net):
-    import cfgdistill.core.samplers as sampling
-
-    name = name or net.sampler or "ddim"
-    return getattr(sampling, one_of("sampler", name, ("ddim", "stochastic", "ancestral")))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Images from any model, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,12 @@ from cfgdistill.training.environment import flag
 from cfgdistill.training.randomness import random_at
 
 STEPS = 64  # of a model that takes any number
+SAMPLERS = ("ddim", "stochastic", "ancestral")
+
+
+def sampler_of(net: Denoiser, name: str | None = None) -> Callable:
+    """The sampler of this name; None: the model's own, or `ddim`. ValueError for another name."""
+    return getattr(samplers, one_of("sampler", name or net.sampler or "ddim", SAMPLERS))
 
 
 @torch.no_grad()
@@ -58,7 +64,7 @@ def sample(
     ready = isinstance(cond, Tensor) and cond.ndim > 1
     given = [one.item() if isinstance(one, Tensor) and not ready else one for one in given]
     conds = cond if ready else meaning.conditions(given)
-    name = one_of("sampler", sampler or net.sampler or "ddim", ("ddim", "stochastic", "ancestral"))
+    walk = sampler_of(net, sampler)
     steps = steps or net.steps or STEPS
     if w is None:
         usual = tuple(min(max(1.0, low), high) for low, high in ranges(net.w_range or (1.0, 1.0)))
@@ -67,21 +73,21 @@ def sample(
         model = GuidedDenoiser(net, meaning.conditions([negative])[0])
     elif isinstance(model, Denoiser) and net.w_range is None:
         model = GuidedDenoiser(net, meaning.null)
-    model.check(steps, conds, w, name)
+    model.check(steps, conds, w, walk.__name__)
     parts, images = torch.arange(len(conds)).split(meaning.at_once), []
     with meaning.asked():
         for rows in tqdm(parts, "batches", leave=False, disable=flag("CI") or flag("TQDM_DISABLE")):
             generators = [random_at(seed, "sample", i) for i in rows.tolist()]
-            z = _draw(model, conds[rows].to(model.device), steps, w, name, generators)
+            z = _draw(model, conds[rows].to(model.device), steps, w, walk, generators)
             images.append(meaning.decode(z).cpu())
     return torch.cat(images)
 
 
-def _draw(model, cond: Tensor, steps: int, w: Weights, sampler: str, generators: list) -> Tensor:
+def _draw(model, cond: Tensor, steps: int, w: Weights, walk: Callable, generators: list) -> Tensor:
     """What the sampler makes of noise from one generator for each image."""
     noise = torch.stack([torch.randn(model.shape, generator=g, device="cpu") for g in generators])
-    added = {} if sampler == "ddim" else {"generator": generators}
-    z = last(getattr(samplers, sampler)(model, noise.to(model.device), steps, cond, w, **added))
+    added = {} if walk is samplers.ddim else {"generator": generators}
+    z = last(walk(model, noise.to(model.device), steps, cond, w, **added))
     if not z.isfinite().all():
         raise ValueError(f"With w = {w} the samples are no numbers: try a smaller w.")
     return z
