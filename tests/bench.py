@@ -32,8 +32,9 @@ from cfgdistill import (
 )
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.stage_two import stage_two_loss
+from cfgdistill.course.stages import new_teacher
 from cfgdistill.data.named import load_data
-from cfgdistill.teachers.unet import TIMESTEPS, W_FEATURES, build_unet
+from cfgdistill.teachers.unet import TIMESTEPS, W_FEATURES
 from cfgdistill.teachers.w_input import add_w_conditioning
 from cfgdistill.training.checkpoints import provenance, write_text
 from cfgdistill.training.environment import flag, mixed_precision
@@ -100,7 +101,7 @@ def bench_training(bench: Bench, dataset: str, profile: str, suffix: str = "") -
     """An update of stage two, its parts, and what it would wait for; the sizes of all that."""
     recipe = get_recipe(dataset, profile)
     data = load_data(dataset, images=recipe.images)
-    denoiser = add_w_conditioning(unet(recipe, data), W_RANGE)
+    denoiser = add_w_conditioning(new_teacher(recipe, data).to(DEVICE), W_RANGE)
     student, bare = (denoiser.for_steps(STEPS) for _ in range(2))
     optimizer = torch.optim.AdamW(bare.net.parameters(), weight_decay=0.0, fused=True)
     kind = mixed_precision() if recipe.precision == "mixed" else "no"
@@ -151,7 +152,7 @@ def bench_sampling(bench: Bench, dataset: str, profile: str) -> None:
     """The sampler's loop against its bare calls and against diffusers' loop; the guided pair."""
     recipe = get_recipe(dataset, profile)
     data = load_data(dataset, images=recipe.images)
-    teacher = unet(recipe, data)
+    teacher = new_teacher(recipe, data).to(DEVICE)
     student = add_w_conditioning(teacher, W_RANGE).for_steps(STEPS)
     # A new student ignores w. Here w shall matter, or a wrong one would go unnoticed below.
     torch.nn.init.normal_(student.net.unet.time_embedding.cond_proj.weight)
@@ -206,7 +207,7 @@ def bench_network(bench: Bench, dataset: str, profile: str) -> None:
     """One forward and backward pass in other ways; the first callable is the other way."""
     recipe = get_recipe(dataset, profile)
     data = load_data(dataset, images=recipe.images)
-    net = add_w_conditioning(unet(recipe, data), W_RANGE).net
+    net = add_w_conditioning(new_teacher(recipe, data).to(DEVICE), W_RANGE).net
     z, t, cond, w = inputs(recipe.batch, data)
 
     def passes(net, z=z, half=False):
@@ -234,12 +235,6 @@ def bench_network(bench: Bench, dataset: str, profile: str) -> None:
     bench.compare(
         "channels_last_over_contiguous", channels_last=channels_last, contiguous=passes(net)
     )
-
-
-def unet(recipe, data):
-    shape = {"channels": data.shape[0], "size": data.shape[-1], "num_classes": data.num_classes}
-    places = {"patch": recipe.patch, "attention": recipe.attention}
-    return build_unet(**recipe.unet, **places, **shape).to(DEVICE)
 
 
 def inputs(batch: int, data) -> tuple:
