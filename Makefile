@@ -9,7 +9,7 @@ NAMES ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo demo-latent test bench results notebooks editions book resolve wheel lint clean
+.PHONY: help env demo demo-latent test bench results notebooks editions book slides resolve wheel lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make editions   notebooks for a class, with blanks, for teachers and for nbgrader: out/editions"
 	@echo "make lint       ruff, check and format"
 	@echo "make book       the notebooks as a site, with students that draw in a browser: out/book"
+	@echo "make slides     slides of five notebooks for a projector, NAMES=00 for one: out/slides"
 	@echo "make resolve    do the tested versions fit every Python and system that the README names?"
 	@echo "make wheel      does the package work, and find its models, where it is installed from a wheel?"
 	@echo "make env        only the environment, .venv"
@@ -89,6 +90,9 @@ editions: $(STAMP)
 # Read it with: python -m http.server --directory out/book
 book: $(STAMP)
 	@$(BIN)/python notebooks/tools/book.py
+
+slides: $(STAMP)
+	@$(BIN)/python notebooks/tools/slides.py $(NAMES)
 
 # Asks the package index alone, and installs nothing but uv.
 resolve: $(STAMP)

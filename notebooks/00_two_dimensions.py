@@ -10,7 +10,7 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # # 00 · The whole argument in two dimensions
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/00_two_dimensions.ipynb)
@@ -85,7 +85,7 @@ from cfgdistill.training.checkpoints import provenance
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 seed = 0
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 1. The data
 #
 # Three classes, each an arm of a spiral made of four round blobs. The blobs overlap, and near the centre
@@ -93,7 +93,7 @@ seed = 0
 #
 # **What do we want to be able to draw?** New points of a class that we name.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 data = load_data("toy")
 x, labels = data.all()
 
@@ -112,7 +112,7 @@ scatter(axis, x[:3000], labels[:3000], reach=2)
 axis.legend([f"{name} class" for name in data.class_names], markerscale=4, frameon=False)
 show(fig, alt="Three classes of points in the plane: spiral arms that start at the centre.")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 2. A denoiser, and here we know the best one
 #
 # Mix a data point $x$ with Gaussian noise $\varepsilon$:
@@ -212,12 +212,12 @@ torch.testing.assert_close(exact(z, 0.6, nothing).x, exact_x(z, 0.6, mixture.mea
 torch.testing.assert_close(exact(z, 0.6, first).x, exact_x(z, 0.6, mixture.means[:4], mixture.std))
 print("our formula is the package's denoiser, with and without a class: True")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **What does the denoiser answer as the noise grows?** Each arrow starts at a noisy point $z_t$ (a white circle) and
 # ends at the guess of $x$. No class is given. (`per_example(t, z)` gives every point the same time; in training each
 # will have its own.)
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 eps = torch.randn(25, 2, generator=generator)
 fig, axes = figure(1, 3, width=9.6, height=3.4)
 for axis, t in zip(axes, (0.2, 0.5, 0.9), strict=True):
@@ -230,7 +230,7 @@ for axis, t in zip(axes, (0.2, 0.5, 0.9), strict=True):
 alt = "Arrows from noisy points, drawn as white circles, to guesses of x. At t = 0.2 they are short and end on the nearest arm; at t = 0.5 on and between the arms; at t = 0.9 all of them end close to the centre."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # With little noise the guess is the nearest piece of an arm: there is not much to average over. With
 # much noise every arm is possible, and the guess is the average of everything: the middle of the picture, nearly the
 # same point for all. **A denoiser's guess is not a sample.** For images that average is a grey blur.
@@ -264,11 +264,11 @@ def walk(denoiser, z, steps, cond, w=None):
 path = walk(exact, z, 128, first)
 torch.testing.assert_close(path[-1], last(ddim(exact, z, 128, first)))
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **How does a point get from noise to data?** 40 walks of 128 steps, once without a class and once with the
 # first class.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 fig, axes = figure(1, 2, width=7.2, height=3.7)
 for axis, cond, title in zip(axes, (nothing, first), ("no class", "first class"), strict=True):
     path = walk(exact, z[:40], 128, cond[:40])
@@ -279,7 +279,7 @@ for axis, cond, title in zip(axes, (nothing, first), ("no class", "first class")
 alt = "Curved paths from white circles (noise) to black dots (samples). Without a class the dots lie on all three arms, with the first class all on the first arm."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # White circles are noise, black dots are samples. Two paths may cross on paper, but never at the same $t$:
 # the point and the time alone decide how the walk goes on. And the paths **bend**, since the guess changes on the
 # way. A long step is taken with one guess and cannot follow. That is the whole difficulty.
@@ -295,7 +295,7 @@ show(fig, alt=alt)
 # $w = 0$ is no guidance. **Watch the convention:** other programs call $1 + w$ the guidance scale, and
 # for them 1 is no guidance. The pair of evaluations is our **guided teacher**.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 teacher = GuidedDenoiser(exact, null=3)
 with_class, without = exact(z, 0.6, first).x, exact(z, 0.6, nothing).x
@@ -306,10 +306,10 @@ teacher.nfe = 0
 last(ddim(teacher, z, 128, first, 2.0))
 print("network evaluations (NFE) of one guided sample in 128 steps:", teacher.nfe)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **What does $w$ do?** The same noise at three weights.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 noise = torch.randn(1200, 2, generator=torch.Generator().manual_seed(seed + 1))
 classes = torch.arange(1200) % 3
 reference = {w: last(ddim(teacher, noise, 128, classes, w)) for w in (0.0, 1.0, 3.0)}
@@ -338,7 +338,7 @@ panels({f"guided teacher, w = {w:g}, 256 NFE": sample for w, sample in reference
 # What if the exact teacher takes only a few steps? It is the best denoiser there is, so whatever is wrong then, the fault cannot
 # lie in its training.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 2: where does a single step land? *(predict before the figure, 3 minutes)*
 #
 # At $t = 1$ we have $\alpha = 0$: nothing of $x$ is in $z_1$. So with a class the exact guess is the mean of that class, whatever the noise was, and without a class it is the mean of
@@ -363,7 +363,7 @@ print(checks.landing(landing))
 assert checks.landing(landing).startswith("Right")
 ### END HIDDEN TESTS
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>Why</summary>
 #
 # $(1 + 3) \cdot \text{mean of the class} - 3 \cdot 0$: four times as far out as the class mean, for every noise.
@@ -379,10 +379,10 @@ assert checks.landing(landing).startswith("Right")
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **What does the exact teacher give in 1, 2 and 4 steps?**
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 pictures = {}
 for w in (0.0, 3.0):
     for steps in (1, 2, 4):
@@ -392,7 +392,7 @@ for w in (0.0, 3.0):
 alt = "The exact teacher in 1, 2, 4 and 128 steps, at w = 0 and 3. One step gives one point per class, at w = 3 far outside the data; two and four steps give deformed arms."
 panels(pictures, 4, alt, reach=3.6)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # One step gives **one point per class**. Of course: at $t = 1$ there is nothing in $z_1$ about $x$, so the
 # guess is the average of the class, whatever the noise was. Guidance then exaggerates it, and at $w = 3$ the point lies
 # outside the data. With two and four steps there are arms again, but thinner and shorter
@@ -445,12 +445,12 @@ losses = [update.loss for update in updates]
 print(f"stage one: {len(losses)} updates, {time.perf_counter() - started:.0f} s")
 print(f"loss of the first update {losses[0]:.3f}, mean of the last 20 {sum(losses[-20:]) / 20:.5f}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Does one network match the pair, for every $w$?** Grey discs are the guided teacher, dots the student, both
 # in 128 steps from the same noise. A line joins each pair. The teacher has paid 256 evaluations, the student 128.
 # The error in the titles is the root of the mean squared distance per coordinate (rmse).
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 fig, axes = figure(1, 3, width=10.5, height=3.8)
 for axis, (w, target) in zip(axes, reference.items(), strict=True):
     target, sample = target[:150], last(ddim(student, noise[:150], 128, classes[:150], w))
@@ -461,17 +461,17 @@ for axis, (w, target) in zip(axes, reference.items(), strict=True):
 alt = "Student samples as coloured dots on teacher samples as grey discs, at w = 0, 1 and 3. At the laptop profile the dots lie on their discs at w = 1 and 3; at w = 0 about one in ten, most of them near the centre, lies beside it."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # At the `laptop` profile the dots lie on their discs at $w = 1$ and 3. At $w = 0$ about one in ten does not. **Why is
 # $w = 0$ the hardest?** Let us see how fast a sample of the teacher moves when $w$ changes a little.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 print("how far a sample moves per unit of w (rmse)")
 for w in (0.0, 1.0, 3.0):
     near, far = (last(ddim(teacher, noise[:300], 64, classes[:300], v)) for v in (w, w + 0.1))
     print(f"  at w = {w:g}: {(far - near).square().mean().sqrt() / 0.1:.2f}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # Near $w = 0$ the samples move fastest, so a student that misjudges $w$ slightly errs most there. (On images the
 # loss makes it worse: see notebook 03.) Apart from that we have halved the cost of a step, and nothing else
 # has changed: the student is still a denoiser, its guess is still an average, and with one step it would
@@ -486,7 +486,7 @@ for w in (0.0, 1.0, 3.0):
 #
 # $$z_t = \alpha_t \tilde x + \sigma_t \tilde\varepsilon, \qquad z_s = \alpha_s \tilde x + \sigma_s \tilde\varepsilon .$$
 #
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 3: the target of distillation *(derive, 8 minutes)*
 #
 # We know $z_t$ and $z_s$, and the four levels: two equations, two unknowns. **Solve them for $\tilde x$.**
@@ -531,7 +531,7 @@ assert checks.implied_x(implied_x).startswith("Right")
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # Multiply the first equation by $\sigma_s / \sigma_t$, subtract it from the second, and $\tilde\varepsilon$ is gone:
 #
 # $$\tilde x = \frac{z_s - (\sigma_s / \sigma_t)\, z_t}{\alpha_s - (\sigma_s / \sigma_t)\, \alpha_t} .$$
@@ -556,12 +556,12 @@ def levels(t, z):
     return schedule.alpha_sigma(torch.tensor(t, dtype=z.dtype))
 
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # The heart of the method is an identity, so we check it as one, in double precision: a student that answers
 # $\tilde x$ lands where the teacher's two steps land. This must hold in every interval of every student. (The package
 # has the same target in another form, as a prediction $v$ that notebook 01 explains; the two are compared as well.)
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 z64 = noise.double()
 for steps in (1, 2, 4, 8, 64):
@@ -577,7 +577,7 @@ for steps in (1, 2, 4, 8, 64):
         torch.testing.assert_close(x_target, alpha_t * z64 - sigma_t * v)
     print(f"N = {steps}: one student step is two teacher steps to 1e-10: {worst < 1e-10}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 4: a famous mistake *(find the mistake, 5 minutes)*
 #
 # After its two steps the teacher has a fresh guess, `second.x`. Public code exists that takes *this* for the target of the student. Let the student have $N = 4$ steps; interval $i$ goes
@@ -608,7 +608,7 @@ print(checks.second_x_lands(second_x_lands))
 assert checks.second_x_lands(second_x_lands).startswith("Right")
 ### END HIDDEN TESTS
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>Why</summary>
 #
 # The teacher lands on $z_s = \alpha_s x_2 + \sigma_s \varepsilon_2$ with *its* $\varepsilon_2$, the noise that belongs to $x_2$ at the midpoint. The student's belongs to $x_2$ at $z_t$ and is another one. Only at $s = 0$ is there no
@@ -645,12 +645,12 @@ halve = distill_progressively(student, data, optim, how, start=size["start"])
 students = {model.steps: model for model in halve}
 print(f"stage two: students of {list(students)} steps, {time.perf_counter() - started:.0f} s")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 8. What have we got?
 #
 # **Same noise, 256 evaluations or one: can you tell the difference?**
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 pictures = {}
 for w, target in reference.items():
     first_guess, one = (last(ddim(m, noise, 1, classes, w)) for m in (teacher, students[1]))
@@ -664,7 +664,7 @@ for w, target in reference.items():
 alt = "Rows: w = 0, 1, 3. Left: the teacher in 128 steps, three arms. Middle: the teacher in one step, one point per class. Right: the student in one step; at the laptop profile the arms again."
 panels(pictures, 3, alt, reach=3.6)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # At the `laptop` profile the right column repeats the left one, with one evaluation instead of 256. Look
 # closely at $w = 0$, though: where the arms meet, the student leaves a small gap. As the numbers above the figure say,
 # its error there is about three times that at $w = 1$ and 3. It is where stage one was worst already, and for the
@@ -742,7 +742,7 @@ assert checks.share_of_stage_one(share_of_stage_one, rows[7][3], rows[-1][3]).st
 #
 # </details>
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 fig, axis = figure(width=6.2, height=3.6)
 styles = {"guided teacher": {"marker": "o"}, "student": {"marker": "^"}}
 styles["stage one"] = {"marker": "s", "markersize": 11, "fillstyle": "none", "mew": 2, "ls": ""}
@@ -756,7 +756,7 @@ axis.legend(frameon=False)
 alt = "Error against network evaluations, both axes logarithmic. The teacher's error falls along a straight line from 8 to 128 evaluations; at the laptop profile the students' is low and nearly flat down to 1, and stage one, a hollow square at 64, lies almost on the teacher's line."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # The teacher's error halves with every doubling of the steps: from 4 steps on, the line has slope $-1$. (DDIM is a
 # method of first order.) But the line starts high, and every step costs two evaluations. The students' line is nearly
 # flat. At the `laptop` profile:

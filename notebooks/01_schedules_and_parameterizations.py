@@ -10,7 +10,7 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # # 01 · Schedules and parameterisations
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/01_schedules_and_parameterizations.ipynb)
@@ -83,7 +83,7 @@ dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 seed = 0
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 1. Noise on real images
 #
 # Time $t$ runs from 0 (data) to 1 (pure noise). On the way, an image $x$ and Gaussian noise $\varepsilon$ are mixed:
@@ -119,17 +119,17 @@ print(
     {name: round(a.square().mean().sqrt().item(), 2) for name, a in rms.items()},
 )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **How much noise can you read through?** One row per time, the same noise in all rows.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 fig, axes = figure(6, 1, width=7.6, height=6.8)
 for axis, t in zip(axes, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), strict=True):
     draw_images(axis, noised(x, eps, t), len(x), f"t = {t:g}")
 alt = "One image of each class at six times. Clear at t = 0, readable with effort at t = 0.4, mere noise at t = 0.8 and beyond."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # With the first row in mind you can name most images up to about $t = 0.4$; from $t = 0.8$ on they look alike to us. (To be shown, values outside
 # $[-1, 1]$ are cut off. The model sees them whole.) That is what *we* can read. When a sampler makes up its mind is
 # another question. To answer it, split one walk into two at some $t$ and see how far apart they end: the last of the further
@@ -146,7 +146,7 @@ show(fig, alt=alt)
 #
 # **Which of them does the cosine schedule move evenly?**
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 t = torch.linspace(0, 1, 201)
 alpha, sigma = schedule.alpha_sigma(t)
 fig, axes = figure(1, 3, width=9.0, height=2.9)
@@ -162,7 +162,7 @@ for axis, title, name in zip(axes, ("signal and noise", "logsnr", "angle"), name
 alt = "Against t: alpha falls from 1 to 0 and sigma rises from 0 to 1 like cosine and sine; logsnr falls from 20 to -20, steeply at both ends; the angle is a straight line from 0 to pi/2."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # The angle is a straight line: **the cosine schedule is a rotation at constant speed.** logsnr is not; it dives at
 # both ends, where a little time changes the ratio without limit.
 #
@@ -175,7 +175,7 @@ show(fig, alt=alt)
 #
 # So $v$ is a **velocity**: the direction in which noising moves $z_t$. It is the same circle, a quarter of a turn ahead.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 1: turn the arms back *(derive, 6 minutes)*
 #
 # Two perpendicular arms $(z, v)$ that turn together are just another pair of axes. So whoever knows $z$ and $v$ knows $x$ and $\varepsilon$. **Write both in terms of $z$ and $v$.**
@@ -217,7 +217,7 @@ assert checks.from_v(from_v).startswith("Right")
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # One rotates back to get $x$ and $\varepsilon$:
 #
 # $$x = \alpha z - \sigma v, \qquad \varepsilon = \sigma z + \alpha v .$$
@@ -226,7 +226,7 @@ assert checks.from_v(from_v).startswith("Right")
 #
 # **How are $x$, $\varepsilon$, $z$ and $v$ arranged?**
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 phi, d = torch.tensor(0.95), torch.tensor(-0.5)
 z = torch.stack([phi.cos(), phi.sin()])
 v = torch.stack([-phi.sin(), phi.cos()])
@@ -250,7 +250,7 @@ axis.set_axis_off()
 alt = "A quarter circle from x on the horizontal axis to eps on the vertical one. z_t lies on it at angle phi, v is its tangent, pointing towards eps. z_s lies nearer to x, turned back by the angle d."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # The projections of $z_t$ on the two axes are $\alpha_t$ and $\sigma_t$, and $v$ (drawn shorter than it is) is the
 # tangent, pointing from data to noise. At $t = 0$ it says $\varepsilon$, at $t = 1$ it says $-x$: always the part that $z_t$
 # does not show. $z_s$ is a less noisy point on the same circle: the same radius, a smaller angle. We come back to it in section 6.
@@ -296,7 +296,7 @@ for kind in ("x", "eps", "v"):
         worst = max(worst, *((a - b).abs().max().item() for a, b in zip(ours, true, strict=True)))
     print(f"{kind:>3} gives back x, eps and v to 1e-12: {worst < 1e-12}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 2: who explodes, and where? *(predict before the figure, 4 minutes)*
 #
 # Two of the three branches divide. A real network is never exact, and a division by a small number makes a small mistake large. **Which predictions explode
@@ -327,7 +327,7 @@ print(checks.explosions(explosions))
 assert checks.explosions(explosions).startswith("Right")
 ### END HIDDEN TESTS
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>Why</summary>
 #
 # $\varepsilon$ to $x$ divides by $\alpha$, which is 0 at $t = 1$; $x$ to $\varepsilon$ divides by $\sigma$, which is 0 at $t = 0$; $v$ only multiplies. At $t = 1$, $v = -x$. So for a single step $x$ and $v$ are the same, and both will do.
@@ -343,11 +343,11 @@ assert checks.explosions(explosions).startswith("Right")
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **If the output of the network is off by a little, how far off are $x$ and $\varepsilon$?** We add a small error to the true output,
 # convert, and measure.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 error = 0.01 * torch.randn(x64.shape, dtype=x64.dtype, generator=torch.Generator().manual_seed(1))
 grid = torch.linspace(0.04, 0.96, 24)
 fig, axes = figure(1, 2, width=8.4, height=3.3, sharey=True)
@@ -368,7 +368,7 @@ axes[1].legend(frameon=False, fontsize=9)
 alt = "Error amplification against t, log scale. In x: 1 for an x-prediction, at most 1 for v, growing without bound towards t = 1 for eps. In eps it is the mirror image: an x-prediction explodes at t = 0."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # - From $\varepsilon$, the error in $x$ is $\sigma/\alpha = \tan\phi$ times as large, and it explodes at $t = 1$. **There
 #   $\varepsilon$ says nothing:** $z_1$ *is* the noise, so a network can answer perfectly without knowing anything about $x$.
 # - From $x$, the error in $\varepsilon$ explodes at $t = 0$, where $z_0$ *is* the image. Same story, other end.
@@ -405,11 +405,11 @@ print(f"SNR at t = 0.3: {ratio:.3f}")
 print(f"eps error / x error: {mse['eps'] / mse['x']:.3f}")
 print(f"v error / x error: {mse['v'] / mse['x']:.3f}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Which times does each loss care about?** On the left the weight on the $x$ error. On the right the same three as weights
 # on the $v$ error, which is how the package computes them: divided by $\mathrm{SNR} + 1$ they stay finite, at both ends.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 t = torch.linspace(0.005, 0.995, 199)
 logsnr = schedule.logsnr(t)
 ratio = logsnr.exp()
@@ -429,7 +429,7 @@ axes[0].legend(frameon=False, fontsize=9)
 alt = "Three weightings against t. On the x error all are above 10,000 near t = 0; SNR falls to 0 at t = 1, the others to 1. On the v error: SNR falls from 1 to 0, truncated SNR dips to 0.5 at t = 0.5 and returns to 1, SNR + 1 is constant."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # Near $t = 0$ the three agree. Near $t = 1$ the $\varepsilon$ loss does not care at all, and that is where a student of few steps does
 # its work; the other two losses do care. Truncated SNR and SNR + 1 never differ by more than a factor of two. The package uses
 # SNR + 1, the plain $v$ error, unless told otherwise.
@@ -442,7 +442,7 @@ show(fig, alt=alt)
 #
 # $$z_s = \cos(d)\, z_t + \sin(d)\, v .$$
 #
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 3: where did it come from? *(derive, 5 minutes)*
 #
 # The step is linear in $v$. So if somebody tells you where a step **landed**, you can say which $v$ made it. **Solve for it.**
@@ -478,7 +478,7 @@ assert checks.implied(implied).startswith("Right")
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # The answer reads
 #
 # $$\tilde v = \frac{z_s - \cos(d)\, z_t}{\sin(d)} .$$
@@ -487,7 +487,7 @@ assert checks.implied(implied).startswith("Right")
 # ask which single step would have done the same. Note what is *not* there: no division by $\alpha$ or $\sigma$, so it holds
 # at $t = 1$, at $t = 0$ and in both directions.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 worst_step = worst_v = 0.0
 for t, s in ((1.0, 0.5), (1.0, 0.0), (0.4, 0.3), (0.0, 0.25)):  # the last one goes up, to noise
@@ -501,13 +501,13 @@ for t, s in ((1.0, 0.5), (1.0, 0.0), (0.4, 0.3), (0.0, 0.25)):  # the last one g
 print(f"a DDIM step is a rotation, to 1e-12: {worst_step < 1e-12}")
 print(f"implied_v undoes it, to 1e-12: {worst_v < 1e-12}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 7. Does your schedule end in pure noise?
 #
 # We have taken $\alpha_1 = 0$ for granted. Stable Diffusion, among others, was trained with a table of 1000 noise levels
 # (`scaled_linear`), and its last entry is not zero. Such a schedule has a *non-zero terminal SNR*.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 table = DiscreteSchedule((1 - betas).cumprod(0))
@@ -515,11 +515,11 @@ end = torch.ones(1, dtype=torch.float64)
 print(f"scaled-linear: alpha_1 = {table.alpha_sigma(end)[0].item():.4f}")
 print(f"cosine:        alpha_1 = {schedule.alpha_sigma(end)[0].item():.4f}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # Seven per cent of signal under 99.8 per cent of noise looks harmless. **What is left of the image at $t = 1$?** We noise each image 2,000 times,
 # average, and divide by 0.068 to make it visible.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 t = torch.linspace(0, 1, 201)
 generator = torch.Generator().manual_seed(seed)
 average_eps = sum(torch.randn(x.shape, generator=generator) for _ in range(2000)) / 2000
@@ -535,14 +535,14 @@ axes[0].legend(frameon=False)
 alt = "logsnr against t: both schedules fall from 20; scaled-linear stops near -5, where cosine goes on to -20. Averages of noised images at t = 1: mere noise for cosine, clearly visible images for the other."
 show(fig, alt=alt)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # With the cosine schedule nothing is left. With the other one the image is still there, under the noise. A network sees only one
 # noised copy, not the average of 2,000, but it sees many pixels. **Could it tell a training input $z_1$ from
 # the pure noise that we start sampling with?** Project both on the image: $\langle z_1, x \rangle / \|x\|$. For pure
 # noise that is a standard normal number. For $z_1$ it is shifted by $\alpha_1 \|x\|$, and $\|x\|$ grows with the
 # number of pixels.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 alpha, sigma = (level.item() for level in table.alpha_sigma(end))
 # Pure noise, projected on any direction, is one standard normal number: no need for the rest.
 along = torch.randn(4000, generator=torch.Generator().manual_seed(seed))
@@ -577,7 +577,7 @@ show(fig, alt=alt)
 # schedule end at $\alpha_1 = 0$, and predict $v$**, since an $\varepsilon$-prediction says nothing there (section 4). The cosine schedule
 # does the first, and small images forgive a lot; with Stable Diffusion you have to enforce both.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 4: mend the table *(find the mistake and repair it, 8 minutes)*
 #
 # `zero_terminal_snr` gets `alphas_cumprod`, the table of all $\alpha^2$, whose last entry ought to be 0. Shift $\alpha$ so that it ends at 0, then scale it so that its
@@ -622,7 +622,7 @@ assert checks.zero_terminal_snr(zero_terminal_snr).startswith("Right")
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 8. Two conventions for guidance
 #
 # The last trap is a matter of names, and a constant source of bugs. [Ho & Salimans](https://arxiv.org/abs/2207.12598), the paper,
@@ -634,7 +634,7 @@ assert checks.zero_terminal_snr(zero_terminal_snr).startswith("Right")
 # terms and you find $g = 1 + w$. We say $w$ everywhere and convert at the boundary. And since $x$, $\varepsilon$ and $v$ are affine in
 # each other once $z$ is fixed, and the weights $1 + w$ and $-w$ add up to one, it does not matter in which of them one guides.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 cond, uncond = 2, 1
 print(" w  guidance_scale  ours  diffusers")

@@ -10,7 +10,7 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # # 12 · Any guidance rule in, one student out
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/12_guidance_rules.ipynb)
@@ -76,14 +76,14 @@ photographs = cd.load("cifar10/teacher", device=network.device)
 null = data.num_classes  # 10, for both of them
 print(f"{recipe.name} for training, {type(photographs.net).__name__} of CIFAR-10 for pictures")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 1. What a rule is
 #
 # A rule is given a point: $z_t$, the time, the condition $c$, and a network to ask about it; and a strength $w$. It returns the
 # $v$ of the guided step. This is the one you know, [Ho & Salimans](https://arxiv.org/abs/2207.12598)', in two lines:
 
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 def from_scratch(at, w):
     cond, uncond = at.predict(at.cond, at.null)  # two evaluations, in one call
     return cond.v + w * (cond.v - uncond.v)
@@ -97,7 +97,7 @@ ours = GuidedDenoiser(network, null, rule=from_scratch)(z, t, labels, 2.0)
 torch.testing.assert_close(ours.v, GuidedDenoiser(network, null)(z, t, labels, 2.0).v)
 print("the rule from scratch is the package's own, to rounding")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Others are as short.** `cfgdistill.rules` has one function for each; all are written in $v$, where the difference of two
 # predictions is theirs in $x$, or in $\varepsilon$, but for a factor.
 #
@@ -113,7 +113,7 @@ print("the rule from scratch is the package's own, to rounding")
 # **What do they do to a picture?** The same noise and the same labels, $w = 3$, 32 steps of the CIFAR-10 teacher:
 
 
-# %%
+# %% slideshow={"slide_type": "slide"}
 def middle(at, w):
     """A guidance interval whose ends are fixed, so that w is its only strength."""
     inside = (0.3 < at.sigma / at.alpha) & (at.sigma / at.alpha <= 5.0)
@@ -141,16 +141,16 @@ show(
     alt="Six rows of ten CIFAR-10 pictures from the same noise, airplane to truck: without guidance, then five rules at w = 3.",
 )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # Guidance has two effects, and the rules differ in how they weigh them: it makes the class plainer, and it drives colours to their ends. **How
 # far?** The share of colour values that end within 2% of black or full, and the standard deviation over all values:
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 for name, drawn in pictures.items():
     ends = (drawn.abs() > 0.96).float().mean().item()
     print(f"{name:16s} at the ends {ends:6.1%}   standard deviation {drawn.std().item():.3f}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # Classifier-free guidance makes the bird a bird and the frog a frog, triples the share of colours at the ends and widens their spread by a third. APG and the rescaled rule keep the spread where
 # it was, and their classes are as plain. The interval (written by hand here, it asks twice everywhere; `rules.interval` asks once outside) leaves the first steps alone, so that its pictures are
 # composed like the unguided ones: look at the airplane.
@@ -236,11 +236,11 @@ for name, teacher in teachers.items():
     ):
         pass
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Do they obey?** The strength that each delivers when it is asked for 1, 2 and 4: where, on the line from no guidance to the rule's own answer, its
 # answer lies (notebook 03). Beside it, what the student of classifier-free guidance says if it is taken for a student of that rule.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 asked = (1.0, 2.0, 4.0)
 print(f"{'rule':16s} delivered at w = 1, 2, 4    the classifier-free student, taken for it")
 for name, teacher in teachers.items():
@@ -249,7 +249,7 @@ for name, teacher in teachers.items():
     other = [cd.delivered_w(start, teacher, data, w, **how) for w in asked]
     print(f"{name:16s} " + "  ".join(f"{w:6.2f}" for w in (*own, *other)))
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # The first five obey, within 5% but for the interval at $w = 4$ (9%): 400 updates, a minute each, were enough, as they had little to learn. The student of classifier-free guidance would even pass for one of the interval, APG or CFG-Zero*,
 # **by this measure**, which looks along the rule's own line only and does not see what is added beside it. The rescaled rule shows the difference: asked for 4, the old student goes half as far again as that rule does, for it does not hold back. Autoguidance is another
 # direction altogether (the old student has a quarter of it), and 400 updates bring three quarters to four fifths of what was asked. Of classifier guidance the student has learnt next to nothing. The next table says why that is no loss.
@@ -279,14 +279,14 @@ for row in rows:
         f"{row['precision']:10.3f} {row['recall']:7.3f} {row['class_accuracy']:9.3f}"
     )
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 print(
     "evaluations of a student for every step:", {row["nfe"] // row["steps"] for row in rows[2::3]}
 )
 print("and of its teachers:", [row["nfe"] // row["steps"] for row in rows[::3]])
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # - With half the evaluations of its teacher each of the first five students is at most 1% further from the data than its teacher, and nearer than its teacher with as many. (400 samples: differences of a few per cent mean nothing.)
 # - Interval and rescaled rule have a better distance and more recall than plain guidance; autoguidance has much more recall (0.73 against 0.40), at a lower precision. That is what it was made for: the weak network errs in the
 #   same places, so moving away from it costs no diversity. Its student is the only one that is behind its teacher at equal evaluations.
@@ -299,7 +299,7 @@ print("and of its teachers:", [row["nfe"] // row["steps"] for row in rows[::3]])
 # Strengths may be several: the student takes a vector. With the interval's two ends as inputs beside $w$, *one* student is the guided model with any
 # interval, and the unguided one too. Each of the three has a range of its own.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 dials = ((0.0, 4.0), (0.0, 1.0), (1.0, 20.0))  # w, lower end, upper end of sigma / alpha
 teacher3 = GuidedDenoiser(network, null, rules.interval)
 student3 = cd.add_w_conditioning(network, dials)
@@ -315,7 +315,7 @@ for ends in ((0.0, 20.0), (0.3, 5.0), (0.9, 2.0)):
     told = cd.delivered_w(student3, teacher3, data, (2.0, *ends), n=64 if smoke else 1024)
     print(f"sigma / alpha in ({ends[0]:g}, {ends[1]:g}]: asked for w = 2, it delivers {told:.2f}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # It listens to all three dials, and gives too little: 800 updates are few for a network that starts from the teacher, and the narrower the interval, the more sharply it has to tell times apart. Notebook 03 had the same to say of $w$ alone: patience first.
 #
 # ## 4. The rule that stage one refuses
@@ -323,21 +323,21 @@ for ends in ((0.0, 20.0), (0.3, 5.0), (0.9, 2.0)):
 # [CFG++](https://arxiv.org/abs/2406.08070) takes $x$ from the guided prediction and the *noise* from the unconditional one, and steps to $s$ with the two. That is
 # no $v$ of one point, for what it does depends on where the step ends. A student of stage one is told $z$, $t$, $c$ and $w$, and could not know:
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 try:
     cd.stage_one_loss(GuidedDenoiser(network, null, partial(rules.plus_plus, steps=8)), (0.0, 1.0))
 except ValueError as error:
     print(error)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # But one can calculate. Its step from $t$ to $s$ is the step of ordinary guidance with a weight of its own,
 #
 # $$ 1 + w(t, s) = \lambda\, \frac{\sin \phi_t \cos \phi_s}{\sin(\phi_t - \phi_s)}, $$
 #
 # where $\phi$ is the angle of the schedule, $\tan \phi = \sigma / \alpha$. **What does that look like?** For $\lambda = 0.6$ and more and more steps:
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 fig, axis = figure(width=6.5, height=3.2)
 for N, color, marker in zip((4, 16, 64), COLORS, "os^", strict=False):
     times = torch.arange(N, 0, -1, dtype=torch.float64) / N
@@ -356,11 +356,11 @@ show(
     "for 64, and at both ends fall to -0.4.",
 )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # An arch: CFG++ is a guidance interval in disguise, with a weight *below* 0 in the first step and the last. And with ever more steps it grows without end, so
 # there is no limit to distil. With the steps fixed there is: **stage two** knows where a step ends. Eight steps of CFG++ become four:
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 plus_plus = GuidedDenoiser(network, null, partial(rules.plus_plus, steps=8))
 halved = cd.add_w_conditioning(network, (0.0, 1.0)).for_steps(4)
 for _ in cd.train(
@@ -394,7 +394,7 @@ first, second, third = drawn.values()
 print(f"rms, student to CFG++:       {(first - second).square().mean().sqrt():.3f}")
 print(f"rms, no guidance to CFG++:   {(first - third).square().mean().sqrt():.3f}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # Four evaluations instead of sixteen, and nearer to CFG++ than the same model without guidance is. (With 8 steps and $\lambda = 0.6$ its weights are between -0.4 and 0.8, so the three lines are much alike.)
 #
 # ## 5. $w$ as a function of time, for nothing
@@ -402,7 +402,7 @@ print(f"rms, no guidance to CFG++:   {(first - third).square().mean().sqrt():.3f
 # A student is asked anew in every step, so each step may ask for another weight. Nobody has trained for that, and nothing has to be. So an interval costs a
 # student *no* evaluation, and whoever wants strong guidance early and none late just says so. The CIFAR-10 student of four steps:
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 four = cd.load("cifar10/stage-two/steps-4", device=network.device)
 shapes = {
     "w = 0": 0.0,
@@ -423,7 +423,7 @@ for name in ("4 early, then 0", "0 early, then 4"):
     away = [(lines[name] - lines[end]).square().mean().sqrt().item() for end in ("w = 0", "w = 4")]
     print(f"{name}: rms {away[0]:.3f} to the pictures of w = 0, {away[1]:.3f} to those of w = 4")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # The first two steps decide nearly everything. Guided early, the pictures are those of $w = 4$, a little softer; guided late, those of $w = 0$ with stronger colours.
 #
 # ## 6. Negative prompts
@@ -432,7 +432,7 @@ for name in ("4 early, then 0", "0 early, then 4"):
 # A student has no such place. But at $w = 0$ a perfect student *is* the conditional model, whatever the condition; so two evaluations of it give exactly
 # that, $(1 + w)\,S(c, 0) - w\,S(n, 0)$. (`cd.sample(..., negative=...)` does.)
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 stage_one = cd.load("cifar10/stage-one", device=network.device)
 wanted, unwanted = ["horse", "ship", "truck", "frog", "cat"], "automobile"
 if smoke:
@@ -469,7 +469,7 @@ try:
 except ValueError as error:
     print(error.args[0].split(" (")[0])
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Why "true CFG on top" looks burnt.** Some put classifier-free guidance around a student that is *already* asked for a weight, $(1 + u)\,S(c, w) - u\,S(\varnothing, w)$.
 # At the null both halves of $S$ are the same, so $S(\varnothing, w) = v_\varnothing$, and the two weights do not add up. They multiply: what comes out is guidance with
 #
@@ -477,7 +477,7 @@ except ValueError as error:
 #
 # Two innocent weights of 2 make an 8:
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 teacher = teachers["classifier-free"]
 twice = cd.guide(
     teacher(z, t, labels, 2.0).v, teacher(z, t, torch.full_like(labels, null), 2.0).v, 2.0

@@ -10,7 +10,7 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # # 13 · Your own teacher: transformers and flow matching
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/13_your_own_teacher.ipynb)
@@ -81,7 +81,7 @@ profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
 seed = 0
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 1. A transformer as a teacher
 #
 # A DiT cuts the image into patches and treats them as words. Our digits have 8 x 8 pixels; in patches of 2 x 2 they are 16 words. Time and
@@ -108,13 +108,13 @@ for _ in train(network, teacher_loss(data.null, drop=0.1), data, optim, run):
     pass
 print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {len(data)} digits")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **What does `DiT` add to the transformer?** Very little. `diffusers` counts 1024 time steps where we have $t$, and published DiTs say a variance
 # beside the mean, in a second half of the channels, which no sampler of ours needs. And they drop labels themselves while they are trained. A
 # student must not: it would match the teacher's answer to a label that it was not shown.
 
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 def from_scratch(z, t, cond):
     said = transformer(z, timestep=1024 * t - 1, class_labels=cond).sample
@@ -129,10 +129,10 @@ with torch.no_grad():
     torch.testing.assert_close(from_scratch(z, t, labels), network(z, t, labels).v)
 print("a DiT is asked with a label and a time, and says v")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Does it draw digits?** Guided as ever: `GuidedDenoiser` asks it twice.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 teacher = GuidedDenoiser(network, null=data.null)
 noise = torch.randn(20, 1, 8, 8, generator=generator)
 wanted = torch.arange(20) % 10
@@ -146,7 +146,7 @@ show(
     "read; with more guidance they are clearer and more alike.",
 )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # ## 2. An input for w, where there is no place for one
 #
 # Where could $w$ enter? It has to reach every layer, as time and label do. Each kind of network has its own place:
@@ -160,7 +160,7 @@ show(
 # In a DiT the label goes through an embedding in every block. Ours takes a *pair*, the label and the features of $w$, and adds a projection of the
 # second to what it makes of the first. That projection is zero at first. So, once more, **the student starts as exactly the conditional teacher, for every w**.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 student = add_w_conditioning(network, (0.0, 4.0))
 with torch.no_grad():
@@ -169,12 +169,12 @@ print("largest difference between fresh student and conditional teacher:", diffe
 added = student.net.state_dict().keys() - network.net.state_dict().keys()
 print(f"{len(added)} new layers, one in each block")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 3. Both stages, unchanged
 #
 # These are the very lines of notebooks 03 and 04.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 fresh = {w: delivered_w(student, teacher, data, w, n=128) for w in (0.0, 1.0, 2.0, 3.0, 4.0)}
 optim = Optim(
     updates=2 if small else 600, batch=64, rate=1e-3, faster={"cond_proj": 10.0}, ema=0.99
@@ -207,13 +207,13 @@ for n, samples in drawn.items():
         distance = (x - own[w]).square().mean().sqrt().item()
         print(f"{n:5d} | {w:g} | {delivered_by_samples(x, own):24.2f} | {distance:.3f}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # Two measures: how far the samples are from the teacher's own from the same noise, and at which $w$ the teacher's samples are nearest to them. With
 # 4 steps and 120 updates the student is close; at $w = 3$ it asks for more training than we gave it.
 #
 # **Does one evaluation draw what sixty-four did?** The same noise and labels in every row.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 rows = {"teacher, 64 evaluations": own[3.0]}
 rows |= {f"student, {n} evaluation{'s' * (n > 1)}": drawn[n][3.0] for n in few}
 fig, axes = figure(4, 1, width=7, height=7)
@@ -236,7 +236,7 @@ same = torch.equal(
 )
 print(f"{type(again.net).__name__}, {again.steps} step, w in {again.w_range}; the same: {same}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 4. Flow matching is this, on another clock
 #
 # A network of flow matching (SD3, FLUX) sees $z = (1 - \tau)\,x + \tau\,\varepsilon$ and says $u = \varepsilon - x$. That looks different from
@@ -267,7 +267,7 @@ def sampled_by_diffusers(noise, steps, shift):
     return z
 
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 with torch.no_grad():
     for shift in (1.0, 3.0):
@@ -276,11 +276,11 @@ with torch.no_grad():
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         print(f"shift {shift:g}: DDIM is diffusers' Euler sampler")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **And what is the shift?** SD3 and FLUX visit $\tau' = s\,\tau / (1 + (s - 1)\,\tau)$ instead of $\tau$: more of their steps at high noise, for large images.
 # In terms of the signal-to-noise ratio it is nothing but a constant: the log-SNR falls by $2 \log s$, at every time.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 times = torch.linspace(0.02, 0.98, 49)
 fig, axis = figure(width=5.5, height=3)
 clocks = {"cosine": CosineSchedule(), "flow": FlowSchedule(), "flow, shift 3": FlowSchedule(3.0)}

@@ -10,7 +10,7 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # # 14 · The bug museum
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/14_bug_museum.ipynb)
@@ -74,7 +74,7 @@ from cfgdistill.training.checkpoints import provenance
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 seed = 0
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## The two rooms
 #
 # Half of the exhibits stand in the plane, where notebook 00's exact teacher answers without any error of a network. The other half are digits, drawn by the models that come with the package. `walk` takes DDIM steps along any list of
@@ -123,7 +123,7 @@ def digits(lines, alt):
     show(fig, alt=alt)
 
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 1. The fresher opinion
 #
 # A student is to do in one step what its teacher does in two. This is its target, in public code that people learn from:
@@ -136,7 +136,7 @@ def digits(lines, alt):
 #     return second.x                                             # (d)
 # ```
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 1: spot it *(find the mistake, 3 minutes)*
 #
 # **In which line is the mistake?** Answer with its letter.
@@ -160,7 +160,7 @@ print(checks.spot_the_line(spot_the_line))
 assert checks.spot_the_line(spot_the_line).startswith("Right")
 ### END HIDDEN TESTS
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>Why</summary>
 #
 # The teacher has taken one step and looked again. It has not taken the second step. The target has to be the $x$ whose *single* step lands on $z_s$: `implied_v` reads it off $z_t$ and $z_s$.
@@ -181,7 +181,7 @@ assert checks.spot_the_line(spot_the_line).startswith("Right")
 # What such a chain of 32, 16, 8, 4, 2 and 1 steps makes of the noise is what training can reach at best.
 
 
-# %%
+# %% slideshow={"slide_type": "slide"}
 class Perfect:
     """A student that has learned its target, (teacher, z, t, s, cond, w) -> Prediction, by heart."""
 
@@ -234,13 +234,13 @@ points(
     "same: the mistake is hard to see.",
 )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # The right chain is exact to the last digits that are shown. The wrong one is off by 0.18 with a single step, seven times as much as the trained student of notebook 00. **And the picture looks fine.** The points are at the wrong places, but they lie on the arms. Nobody would find
 # this mistake by looking. The error grows from halving to halving, but for the last: with $N = 1$ the only interval ends at $s = 0$, and there the second $x$ *is* right.
 #
 # **The test:** one step of the student lands where two steps of the teacher land, in every interval and for more than one $N$. (In double precision, with a tolerance of $10^{-10}$.)
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 z64 = noise.double()
 
@@ -261,7 +261,7 @@ for target in (right, second_x):
         [lands(target, 4, i) for i in (4, 3, 2, 1)],
     )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 2. Two times, two letters
 #
 # ```python
@@ -275,7 +275,7 @@ for target in (right, second_x):
 # **Spot it,** then look.
 
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 def swapped(teacher, z, t, s, cond, w):
     mid = (t + s) / 2
     z_s = step(teacher, z, t, s, cond, w)
@@ -294,7 +294,7 @@ points(
     reach=3.6,
 )
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>What is wrong</summary>
 #
 # `mid` and `s` have changed places: the teacher jumps to the end of the interval and comes *back* up to its middle, where the walk is half as far as it should be. Every student lags behind its teacher, and the next one lags behind that.
@@ -309,7 +309,7 @@ points(
 # NBVAL_CHECK_OUTPUT
 print("swapped, N = 4:", [lands(swapped, 4, i) for i in (4, 3, 2, 1)])
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 3. A layer that nobody asked
 #
 # The student of stage one gets a new input for $w$. In `diffusers` that is one argument:
@@ -321,7 +321,7 @@ print("swapped, N = 4:", [lands(swapped, 4, i) for i in (4, 3, 2, 1)])
 #
 # **Spot it.** Below are the teacher's digits, and those of two students before their first update. One of them has this mistake.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 teacher, stage_one = load("digits/teacher"), load("digits/stage-one")
 z = torch.randn(10, *teacher.shape, generator=generator)
 labels = torch.arange(10)
@@ -342,7 +342,7 @@ with torch.no_grad():
         off = student(z, 0.8, labels, 2.0).v - teacher(z, 0.8, labels).v
         print(f"{name}: rmse to the teacher's answer at t = 0.8: {off.square().mean().sqrt():.3f}")
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>What is wrong</summary>
 #
 # `strict=False` forgives the weights that are missing: those of `cond_proj`, which `diffusers` leaves at random. So the student starts as a *damaged* teacher. On these small digits one has to look twice to see it; training repairs it, mostly; and nobody looks at a student before its first update. With zeros the student starts as the conditional
@@ -350,22 +350,22 @@ with torch.no_grad():
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **The test:** before the first update, student and conditional teacher are equal. Not close: equal.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 with torch.no_grad():
     for name, student in (("zeros", fresh), ("random", spoilt)):
         off = (student(z, 0.8, labels, 2.0).v - teacher(z, 0.8, labels).v).abs().max()
         print(f"{name}: equal to the teacher: {off == 0}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 4. The noisiest step
 #
 # A scheduler with a table of 1000 noise levels is asked for 4 steps, and its setting reads `timestep_spacing="leading"`, which is the default: the steps start at the entries $k \cdot 1000/4$, $k = 3, 2, 1, 0$.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 2: which times does it visit? *(predict before the figure, 4 minutes)*
 #
 # The sampler starts with pure noise. **At which entries of the table is the network asked?** A list, in the order of the calls.
@@ -389,7 +389,7 @@ print(checks.leading_times(leading_times))
 assert checks.leading_times(leading_times).startswith("Right")
 ### END HIDDEN TESTS
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>Why</summary>
 #
 # 750, 500, 250, 0. The network is given pure noise and told that it is an image three quarters of the way. Entry 999, the only one at which pure noise is what it has been trained on, is never visited, and the last call is
@@ -407,7 +407,7 @@ assert checks.leading_times(leading_times).startswith("Right")
 # </details>
 
 
-# %%
+# %% slideshow={"slide_type": "slide"}
 def leading(steps):
     """The same steps, called one entry too late; an entry of the table is a thousandth."""
     return [max((i - 1) / steps, 0.001) for i in range(steps, 0, -1)] + [0.0]
@@ -426,7 +426,7 @@ digits(
     "are much alike; with 2 the second is rough; with 1 it is nothing but noise.",
 )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **The test:** the first time that a sampler asks at is 1. And a student of 4 steps should know its times, and be asked at no others. In `diffusers`, the setting travels with the model, in `scheduler_config.json`: our export writes `trailing`.
 
 # %%
@@ -444,7 +444,7 @@ for times in (even(4), leading(4)):
     walk(network_that_listens, z, times, labels, 1.0)
     print(f"asked at {asked}; starts at 1: {asked[0] == 1}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 5. Seven per cent of signal
 #
 # Stable Diffusion's table of noise levels ends at $\alpha_1 = 0.068$, not at 0 ([notebook 01](01_schedules_and_parameterizations.ipynb), section 7). Sampling starts from pure noise all the same. **What is lost?**
@@ -452,7 +452,7 @@ for times in (even(4), leading(4)):
 # Let us take the simplest images that there are: all pixels of an image have the same grey value $b$, and $b$ is a standard normal number. Then everything can be computed. Of $d$ pixels only their sum matters; in $z_1$ its variance (over $d$) is $\alpha_1^2 d + \sigma_1^2$. An exact
 # sampler maps this distribution onto that of $b$, by dividing by its standard deviation. Pure noise has variance 1.
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 table = DiscreteSchedule((1 - betas).cumprod(0))
 end = torch.ones(1, dtype=torch.float64)
@@ -479,7 +479,7 @@ show(
     "8 x 8 pixels a little less; with 64 x 64 pixels all of them are medium grey.",
 )
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>What is wrong</summary>
 #
 # In training, $z_1$ gives away the mean brightness of the image: 0.068 of it in every pixel, and there are thousands of pixels to average. The network learns to read it. Pure noise has a mean near 0, so the network reads "medium grey", every time. With 64 x 64 pixels the spread of $b$ is 0.22 instead of 1:
@@ -487,7 +487,7 @@ show(
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **The test:** $\alpha_1 = 0$, exactly.
 
 # %%
@@ -500,7 +500,7 @@ for name, each in (
     print(f"{name}: alpha_1 is 0: {each.alpha_sigma(end)[0].item() == 0}")
 print("spread of the greys, 64 x 64 pixels:", round(greys(table, 64**2, 1.0).item(), 2))
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 6. Twice is more
 #
 # A student has learned $w$. Somebody puts it into a pipeline that does what pipelines do: it asks twice, with and without the label, and combines the two with the same $w$.
@@ -511,7 +511,7 @@ print("spread of the greys, 64 x 64 pixels:", round(greys(table, 64**2, 1.0).ite
 #
 # It is the same mistake when a student is distilled from a teacher that was itself trained on guided samples. (An early version of our notebook 11 did that.)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Exercise 3: how much is it? *(derive, 5 minutes)*
 #
 # Let the student be perfect. With a label it says $v_c + w\,\Delta$, with $\Delta = v_c - v_\varnothing$. With the null label for a label there is no difference, and it says $v_\varnothing$ at every $w$. **Which guidance weight do the samples get, if $w = 3$?**
@@ -542,7 +542,7 @@ print(checks.guided_twice(guided_twice))
 assert checks.guided_twice(guided_twice).startswith("Right")
 ### END HIDDEN TESTS
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>Why</summary>
 #
 # $a + w\,(a - b) = v_c + w\,\Delta + w\,(1 + w)\,\Delta$, so the weight is $2 w + w^2 = (1 + w)^2 - 1$. At $w = 3$ that is 15. In `diffusers`' convention scales multiply: $4 \cdot 4 = 16$.
@@ -558,7 +558,7 @@ assert checks.guided_twice(guided_twice).startswith("Right")
 #
 # </details>
 
-# %%
+# %% slideshow={"slide_type": "slide"}
 null = torch.full_like(labels, 10)
 
 
@@ -576,7 +576,7 @@ digits(
     "Ten clear digits by the student at w = 3; guided once more they have thick, hard strokes in black and white; the teacher's at w = 15 look much like those.",
 )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **The test:** measure the weight that is delivered (notebook 03), or, simpler, count the calls. A student asks once in a step.
 
 # %%
@@ -586,14 +586,14 @@ for name, model in (("once", stage_one), ("twice", twice)):
     walk(model, z, even(8), labels, 1.0)
     print(f"guided {name}: {stage_one.nfe} evaluations for 8 steps")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 7. Smaller and smaller steps
 #
 # [CFG++](https://arxiv.org/abs/2406.08070) changes one symbol in the DDIM step: the noise that is put back is the *unconditional* one, and a strength $\lambda$ between 0 and 1 replaces $w$. It is made for few steps. Somebody who wants a reference for a table does the usual thing, and takes many.
 # **What do 4, 16, 64 and 256 steps give, with the same $\lambda$ and the same noise?**
 
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 def cfg_plus_plus(steps):
     rule = partial(plus_plus, steps=steps)
     return GuidedDenoiser(pinwheel().denoiser(schedule), null=3, rule=rule)
@@ -611,7 +611,7 @@ for name, x in (("CFG, w = 3", guided), ("CFG++, 0.6", finer)):
         f"{name}: 16 and 64 steps differ by {rmse(x[16], x[64]):.3f}, 64 and 256 by {rmse(x[64], x[256]):.3f}"
     )
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>What is wrong</summary>
 #
 # One step of CFG++ from $t$ to $s$ is one step of ordinary guidance with the scale $\lambda \sin\phi_t \cos\phi_s / \sin(\phi_t - \phi_s)$. The denominator goes to 0 with the step, so guidance grows without bound: there is nothing that the samples tend to, and no reference with many steps.
@@ -619,7 +619,7 @@ for name, x in (("CFG, w = 3", guided), ("CFG++, 0.6", finer)):
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **The test:** refine. Twice the steps has to change less than the last time.
 
 # %%
@@ -627,14 +627,14 @@ for name, x in (("CFG, w = 3", guided), ("CFG++, 0.6", finer)):
 for name, x in (("CFG", guided), ("CFG++", finer)):
     print(f"{name} settles: {rmse(x[64], x[256]) < 0.5 * rmse(x[16], x[64])}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 8. Jump, noise, jump
 #
 # A one-step student jumps from any $t$ to the data. Then, the recipe of [consistency models](https://arxiv.org/abs/2303.01469) goes, more steps improve it: jump, put fresh noise on the result, jump again from a smaller $t$. In the plane we have the *perfect* jumper, the exact walk itself.
 # **What do 1, 2, 4 and 8 perfect jumps give at $w = 3$?**
 
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 def jump(z, i, w, steps=64):
     """The exact walk from t = i/steps to the data, as a single answer."""
     return walk(exact, z, [k / steps for k in range(i, -1, -1)], classes, w)
@@ -661,7 +661,7 @@ points(
     "Samples of 1, 2, 4 and 8 perfect jumps at w = 3: with one, three arms far apart; the more jumps, the closer to the centre they come.",
 )
 
-# %% [markdown] tags=["solution"]
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
 # <details><summary>What is wrong</summary>
 #
 # Putting noise on $x$ gives a $z_s$ as in *training*: noised data. But a guided walk does not pass through noised guided samples: at time $s$ its points are distributed otherwise, and only at $w = 0$ are the two the same. So every round of noise takes back a part of the guidance, even with a perfect jumper: the samples
@@ -669,7 +669,7 @@ points(
 #
 # </details>
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **The test:** more steps of an exact model must not move the distribution. At $w = 0$ they do not: test with guidance on.
 
 # %%
@@ -678,7 +678,7 @@ for w in radius:
     drift = abs(radius[w][8] - radius[w][1]) / radius[w][1]
     print(f"w = {w:g}: eight jumps and one agree to 10%: {drift < 0.1}")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## The cabinet of small things
 #
 # Four that need no picture. Each line is the mistake, and what it gives.
@@ -698,7 +698,7 @@ print(
 print("steps of image-to-image at strength 0.3 with 3 steps, int(3 * 0.3):", int(3 * 0.3))
 print("6001 as w features see it in bfloat16:", torch.tensor(6001.0).bfloat16().item())
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # - The cosine of $\pi/2$ is -4e-8 in float32, and logsnr is not a number at $t = 1$. Write it as $\sin(\tfrac{\pi}{2}(1 - t))$, which is 0 there, and limit logsnr.
 # - `diffusers`' `guidance_scale` is $1 + w$, and 1 means none. Passed on as $w$, it guides those who asked for nothing.
 # - $\mathrm{int}(N \cdot \text{strength})$ is 0 whenever strength is below $1/N$: the picture comes back unchanged. A student of few steps has few strengths; say which.

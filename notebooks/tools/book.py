@@ -47,6 +47,11 @@ PACKAGES = {
         "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
         ["axe.min.js"],
     ),
+    "reveal.js": (  # for notebooks/tools/slides.py
+        "5.2.1",
+        "r7//6mIM5p34hFiDMvYfXgyjXqGRta+/psd9YtytsgRlrpRzFv4RbH76TXd2qD+7ZPZEbpBDhdRhJaFgfQ7zNQ==",
+        ["dist/reveal.js", "dist/reveal.css", "plugin/notes/notes.js"],
+    ),
 }
 
 # The students of the live page: title, steps, evaluations of the guided teacher in the figures.

@@ -389,29 +389,36 @@ LATENT_FILES = {
 }
 
 
-def page(notebook, title: str) -> str:
-    """An executed notebook as HTML that needs no network: formulas as MathML, and no scripts."""
+def mathml(exporter) -> None:
+    """Formulas become MathML, which browsers draw without a script or a network."""
     from latex2mathml.converter import convert
-    from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-    def mathml(formula: str, display: str) -> str:
-        for norm in (r"\lVert", r"\rVert"):  # it does not know these two
+    def drawn(formula: str, display: str) -> str:
+        for norm in (r"\lVert", r"\rVert"):  # it does not know these
             formula = formula.replace(norm, "‖")
+        formula = formula.replace(r"\operatorname", r"\mathrm")
         return convert(formula, display=display)
 
     class Renderer(IPythonRenderer):
         def inline_math(self, body: str) -> str:
-            return mathml(body, "inline")
+            return drawn(body, "inline")
 
         def block_math(self, body: str) -> str:
-            return mathml(body, "block")
+            return drawn(body, "block")
 
-    # The default template `lab` drops the alt text of figures.
-    exporter = HTMLExporter(template_name="classic", raw_template=NO_SCRIPTS)
     exporter.register_filter(
         "markdown2html", lambda text: MarkdownWithMath(renderer=Renderer(escape=False)).render(text)
     )
+
+
+def page(notebook, title: str) -> str:
+    """An executed notebook as HTML that needs no network: formulas as MathML, and no scripts."""
+    from nbconvert import HTMLExporter
+
+    # The default template `lab` drops the alt text of figures.
+    exporter = HTMLExporter(template_name="classic", raw_template=NO_SCRIPTS)
+    mathml(exporter)
     return exporter.from_notebook_node(notebook, {"metadata": {"name": title}})[0]
 
 
