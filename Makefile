@@ -19,7 +19,8 @@ help:
 	@echo "make test       lint, the fast tests, and every notebook at the smoke profile"
 	@echo "make bench      time updates and samplers against their bare parts; writes out/bench.json"
 	@echo "make results    measure every model in data/pretrained again; NAMES=digits for one data set"
-	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some"
+	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some;"
+	@echo "                without DATASET they walk on CIFAR-10 where it is on this disk"
 	@echo "make editions   notebooks for a class, with blanks, for teachers and for nbgrader: out/editions"
 	@echo "make lint       ruff, check and format"
 	@echo "make book       the notebooks as a site, with students that draw in a browser: out/book"
@@ -82,7 +83,8 @@ results: $(STAMP)
 	@$(BIN)/python data/make_results.py $(NAMES)
 
 notebooks: $(STAMP)
-	@$(BIN)/python notebooks/tools/course.py build $(NAMES) --dataset '$(DATASET)' --profile '$(PROFILE)'
+	@$(BIN)/python notebooks/tools/course.py build $(NAMES) --profile '$(PROFILE)' \
+	  $(if $(filter file,$(origin DATASET)),,--dataset '$(DATASET)')
 
 editions: $(STAMP)
 	@$(BIN)/python notebooks/tools/editions.py $(NAMES)

@@ -28,7 +28,7 @@ from cfgdistill.course import checks
 TABLE = {("student", 8): {0.0: 0.03, 1.0: 0.035, 3.0: 0.049}}
 TABLE["teacher", 4] = {0.0: 0.112, 1.0: 0.113, 3.0: 0.124}
 ROWS = [(0, 0, 0, float(k), k**0.5) for k in range(1, 12)]  # stage one has 8, the student 11
-FOUND = {"rows": ROWS, "table": TABLE, "weights": (0.0, 1.0, 3.0)}
+FOUND = {"dataset": "digits", "rows": ROWS, "table": TABLE, "weights": (0.0, 1.0, 3.0)}
 
 
 def exercises():
@@ -43,6 +43,7 @@ def exercises():
 def verdict(name: str, answer) -> str:
     more = {
         "share_of_stage_one": (8.0, 11.0),
+        "order_at_one_step": ("digits",),
         "least_gain": (TABLE["student", 8], TABLE["teacher", 4]),
     }
     return getattr(checks, name)(answer, *more.get(name, ()))
@@ -512,3 +513,8 @@ def test_what_is_to_be_predicted_in_the_plane_is_so():
         misses[i] = off.square().mean().sqrt().item()
     order = sorted(misses, key=misses.get)
     assert misses[1] < 1e-12 < 1e-2 < misses[4] and (order[0], order[-1]) == (1, 2)
+
+
+def test_the_order_at_one_step_is_another_on_photographs():
+    said = [checks.order_at_one_step(order, "cifar10") for order in ([3, 1, 0], [1, 3, 0])]
+    assert said[0].startswith("Right") and "too much for a grey photograph" in said[1]

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from cfgdistill.course.walk import at_hand, why
 from cfgdistill.data.base import Data
 from cfgdistill.data.captioned import load_captioned
 from cfgdistill.data.named import CIFAR10_CLASSES, load_data
@@ -314,3 +315,21 @@ def test_no_network_and_no_local_copy_is_one_sentence(tmp_path, monkeypatch, loc
         known = r"no train-\*.parquet in .*plain_text: connect to the network"
     with pytest.raises(OSError, match="could not be had from the hub .*" + known):
         load_data("cifar10")
+
+
+def test_the_walk_is_on_cifar10_where_it_is_on_this_disk_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("CFGDISTILL_DATA", str(tmp_path))
+    assert at_hand() == "digits" and "CIFAR-10 is not on this disk" in why("digits")
+    assert "it is fetched once" in why("cifar10")
+    folder = tmp_path / "cifar10" / "plain_text"
+    folder.mkdir(parents=True)
+    (folder / "train-0.parquet").touch()
+    assert at_hand() == "digits"  # half of it is none of it
+    (folder / "test-0.parquet").touch()
+    assert at_hand() == "cifar10" and why("cifar10").endswith("is on this disk.")
+    assert why("digits").endswith("digits, which you chose.")
+    monkeypatch.delenv("CFGDISTILL_DATA")
+    assert at_hand() == "digits"
+    (tmp_path / "cache" / "uoft-cs___cifar10").mkdir(parents=True)  # as `datasets` names it
+    assert at_hand() == "cifar10"

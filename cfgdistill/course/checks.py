@@ -311,19 +311,22 @@ def null_as_label(answer) -> str:
     return _choose(answer, praise, "b", others)
 
 
-def order_at_one_step(answer) -> str:
+def order_at_one_step(answer, dataset: str) -> str:
     """The weights 0, 1, 3 by the distance of the teacher's single step, best first."""
     if _blank(answer):
         return NOTHING
     order = [float(w) for w in answer]
-    if order == [1, 3, 0]:
-        return "Right. Some contrast helps a grey average, and too much makes a caricature."
+    digits = dataset == "digits"
+    if order == ([1, 3, 0] if digits else [3, 1, 0]):
+        return "Right. An average of a class has too little contrast, and guidance gives some back."
     if sorted(order) != [0, 1, 3]:
         return "Not yet: put the three weights 0, 1 and 3 in order."
     if order == [0, 1, 3]:
         return "Not yet: that is the order of many steps, where guidance costs diversity."
     if order == [3, 1, 0]:
         return "Not yet: w = 0 is last, but four times the contrast is more than digits have."
+    if order == [1, 3, 0]:
+        return "Not yet: w = 0 is last. Is four times the contrast too much for a grey photograph?"
     return "Not yet: an average has too little contrast. Which w gives some back, and not too much?"
 
 

@@ -61,15 +61,13 @@ def _digits(split, images):
 
 
 def _cifar10(split, images):
-    root = os.environ.get("CFGDISTILL_DATA")
-    folder = Path(root).expanduser() / "cifar10" / "plain_text" if root else None
-    files = sorted(folder.glob(f"{split}-*.parquet")) if folder else []
+    folder, files = _cifar10_files(split)
     if files:
         what = f"CIFAR-10 in {folder}"
         table = read(files, what)
     else:
         what = "CIFAR-10 on the hub"
-        where = f"no {split}-*.parquet in {folder}" if root else "CFGDISTILL_DATA is not set"
+        where = f"no {split}-*.parquet in {folder}" if folder else "CFGDISTILL_DATA is not set"
         advice = (
             f"{where}: connect to the network, or set CFGDISTILL_DATA to a folder that holds "
             "cifar10/plain_text/*.parquet from huggingface.co/datasets/uoft-cs/cifar10."
@@ -90,6 +88,21 @@ def _cifar10(split, images):
     labels = torch.tensor(table[label])
     names = tuple(CIFAR10_CLASSES)
     return Data("cifar10", split, pixels, labels, names, levels=255, mirror=True)
+
+
+def _cifar10_files(split: str) -> tuple[Path | None, list[Path]]:
+    """The folder below $CFGDISTILL_DATA, and what it holds of a split."""
+    root = os.environ.get("CFGDISTILL_DATA")
+    folder = Path(root).expanduser() / "cifar10" / "plain_text" if root else None
+    return folder, sorted(folder.glob(f"{split}-*.parquet")) if folder else []
+
+
+def has_cifar10() -> bool:
+    """Whether CIFAR-10 is on this disk, below $CFGDISTILL_DATA or fetched by `datasets` before."""
+    from datasets import config
+
+    fetched = Path(config.HF_DATASETS_CACHE) / "uoft-cs___cifar10"
+    return fetched.is_dir() or all(_cifar10_files(split)[1] for split in SPLITS)
 
 
 def _of_cifar10(image) -> Tensor:

@@ -85,22 +85,32 @@ def _write(path: Path, draw: Callable[[BytesIO], object]) -> None:
     write_bytes(path, picture.getvalue())
 
 
-def sample_grid(pictures: dict[str, dict[str, Tensor]], columns: int) -> Figure:
-    """{column title: {row title: images}} as one figure: rows are models, columns are w."""
+def sample_grid(
+    pictures: dict[str, dict[str, Tensor]], columns: int, *, width: float = 3.0
+) -> Figure:
+    """{column title: {row title: images}} as one figure: rows are models, columns are w.
+
+    Each cell holds `columns` images a line, on `width` inches.
+    """
     titles = list(next(iter(pictures.values())))
     sample = next(iter(next(iter(pictures.values())).values()))
     lines = -(-len(sample) // columns)
     fig, axes = figure(
         len(titles),
         len(pictures),
-        width=3.0 * len(pictures) + 1,
-        height=(3.0 / columns * lines + 0.28) * len(titles),
+        width=width * len(pictures) + 1,
+        height=(width / columns * lines + 0.28) * len(titles),
         squeeze=False,
     )
     for k, (head, column) in enumerate(pictures.items()):
         for i, title in enumerate(titles):
-            draw_images(axes[i][k], column[title], columns, f"{title}   {head}")
+            draw_images(axes[i][k], column[title], columns, f"{title}   {head}".rstrip())
     return fig
+
+
+def image_rows(lines: dict[str, Tensor], columns: int = 10) -> Figure:
+    """{title: images}, one below the other; ten images a line are 90 pixels wide, or more."""
+    return sample_grid({"": lines}, columns, width=9.6)
 
 
 def log_y(axis) -> None:

@@ -379,7 +379,7 @@ NO_SCRIPTS = """{%- extends 'index.html.j2' -%}
 {% block html_head_js %}{% endblock %}{% block html_head_js_mathjax %}{% endblock %}"""
 # What a demo leaves beside its notebooks.
 PIXEL_FILES = {
-    "samples.png": "the teacher and the students, from the same noise",
+    "samples.png": "the teacher and the students at w = 3, from the same noise",
     "quality_vs_nfe.png": "quality against network evaluations",
 }
 LATENT_FILES = {
@@ -472,7 +472,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         command = verbs.add_parser(verb, help=text)
         if not verb.startswith("demo"):
             command.add_argument("names", nargs="*", help="such as 02; default: all")
-        command.add_argument("--dataset", default="digits")
+        # A notebook that is built finds out by itself: see cfgdistill.course.walk.
+        command.add_argument("--dataset", default=None if verb == "build" else "digits")
         command.add_argument("--profile", default=profile)
         command.add_argument("--out", type=Path, default=Path(out))
         if verb != "build":
@@ -491,7 +492,7 @@ def main(arguments: list[str] | None = None) -> None:
     from cfgdistill import get_recipe
 
     try:
-        get_recipe(options.dataset, options.profile)  # a typo shall not cost a minute
+        get_recipe(options.dataset or "digits", options.profile)  # a typo shall not cost a minute
     except ValueError as error:
         raise SystemExit(str(error)) from None
     for name in ("CFGDISTILL_DATA", "CFGDISTILL_CAPTIONS", "CFGDISTILL_BASE"):
@@ -503,7 +504,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(kernel_environment(Path(folder)))
         if options.verb == "build":
-            os.environ["CFGDISTILL_DATASET"] = options.dataset
+            os.environ["CFGDISTILL_DATASET"] = options.dataset or ""
             os.environ["CFGDISTILL_PROFILE"] = options.profile
             for script in select(options.notebooks, options.names):
                 build(script, out)
