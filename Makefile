@@ -9,7 +9,7 @@ NAMES ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help env demo demo-latent test bench results notebooks editions book slides resolve wheel lint clean
+.PHONY: help env demo demo-latent test bench results notebooks editions book slides wheelhouse check-machine resolve wheel lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,8 @@ help:
 	@echo "make lint       ruff, check and format"
 	@echo "make book       the notebooks as a site, with students that draw in a browser: out/book"
 	@echo "make slides     slides of five notebooks for a projector, NAMES=00 for one: out/slides"
+	@echo "make wheelhouse  all that the notebooks need, to install them in a room without a network"
+	@echo "make check-machine  is this machine ready for a class? a minute"
 	@echo "make resolve    do the tested versions fit every Python and system that the README names?"
 	@echo "make wheel      does the package work, and find its models, where it is installed from a wheel?"
 	@echo "make env        only the environment, .venv"
@@ -95,6 +97,15 @@ book: $(STAMP)
 
 slides: $(STAMP)
 	@$(BIN)/python notebooks/tools/slides.py $(NAMES)
+
+# For machines of the same system and the same Python as this one.
+wheelhouse: $(STAMP)
+	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; git archive HEAD | tar -x -C "$$away"; \
+	$(BIN)/python -m pip wheel --disable-pip-version-check --wheel-dir out/wheelhouse \
+	  -c constraints.txt "$$away[notebooks]"
+
+check-machine: $(STAMP)
+	@$(BIN)/python notebooks/tools/machine.py
 
 # Asks the package index alone, and installs nothing but uv.
 resolve: $(STAMP)
