@@ -23,6 +23,7 @@ from pathlib import Path
 
 import nbformat
 from editions import solved
+from kit import questions, teaching
 
 import cfgdistill
 
@@ -163,6 +164,8 @@ def sources(source: Path) -> None:
     index = source / "index.md"
     toc = index.read_text(encoding="utf-8").replace("NOTEBOOKS", "\n".join(names))
     index.write_text(toc, encoding="utf-8")
+    for page, filled in ((source / "teaching.md", teaching), (source / "questions.md", questions)):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     (source / "api.rst").write_text(api(), encoding="utf-8")
     fetch("mathjax", source / "_static")
     live(extra / "live")
@@ -269,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         print(build(given.out))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
 
 

@@ -1,0 +1,106 @@
+"""The teacher's pages of the book, filled in from the notebooks so that they cannot go stale."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jupytext
+from course import ROOT, select
+from editions import TASK
+
+WORDS = 50  # a minute, formulas, code and figures included, where a notebook does not say it
+READING = re.compile(r"(\d+)\s+minutes to read it")
+
+
+class Exercise(NamedTuple):
+    name: str  # nbgrader's grade_id
+    notebook: str
+    number: str
+    title: str
+    kind: str
+    minutes: int
+
+    @property
+    def link(self) -> str:
+        return f"[{self.title} ({self.notebook[:2]}.{self.number})]({self.notebook}.ipynb)"
+
+
+class Chapter(NamedTuple):
+    stem: str
+    title: str
+    reading: int  # minutes
+    aims: str  # a list in Markdown
+    exercises: list[Exercise]
+
+    @property
+    def minutes(self) -> int:
+        return self.reading + sum(each.minutes for each in self.exercises)
+
+
+def chapter(script: Path) -> Chapter:
+    """What a notebook says of itself and of its exercises."""
+    cells = jupytext.read(script).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    said = READING.search(text)
+    reading = int(said[1]) if said else 5 * round(len(text.split()) / WORDS / 5)
+    aims = re.search(r"\*\*You will\*\*[^\n]*\n\n(.*?)\n\n", text, re.DOTALL)
+    exercises, task = [], None
+    for cell in cells:
+        task = TASK.search(cell.source) or task
+        about = cell.metadata.get("nbgrader", {})
+        if about.get("solution"):
+            number, title, kind, minutes = task.groups()
+            row = (about["grade_id"], script.stem, number, title, kind, int(minutes))
+            exercises.append(Exercise(*row))
+    title = re.search(r"^# (.+)", text, re.MULTILINE)[1]
+    return Chapter(script.stem, title, reading, aims[1] if aims else "", exercises)
+
+
+def teaching(text: str) -> str:
+    """The page with its @names filled in: of exercises, of notebooks, and @minutesNN.
+
+    ValueError, with one sentence, for the name of an exercise that no notebook has.
+    """
+    chapters = {script.stem[:2]: chapter(script) for script in select(ROOT / "notebooks", [])}
+    known = {each.name: each for one in chapters.values() for each in one.exercises}
+    left = known.keys() - set(re.findall(r"@(\w+)", text))
+    others = ", ".join(each.link for name, each in known.items() if name in left) or "-"
+
+    def filled(found: re.Match) -> str:
+        name = found[1]
+        if name in chapters:
+            return f"[{name}]({chapters[name].stem}.ipynb)"
+        if name.removeprefix("minutes") in chapters:
+            return f"{chapters[name.removeprefix('minutes')].minutes} minutes"
+        if name == "others":
+            return others
+        if name not in known:
+            raise ValueError(f"teaching.md names the exercise {name}, which no notebook has.")
+        return known[name].link
+
+    return re.sub(r"@(\w+)", filled, text).replace("EXERCISES", listed([*chapters.values()]))
+
+
+def listed(chapters: list[Chapter]) -> str:
+    """Every notebook with its minutes, its aims and its exercises."""
+    parts = []
+    for one in chapters:
+        parts += [f"### [{one.title}]({one.stem}.ipynb)", f"{one.reading} minutes to read. Aims:"]
+        parts.append(one.aims)
+        if one.exercises:
+            rows = ["| | exercise | kind | minutes | for nbgrader |", "| --- " * 5 + "|"]
+            rows += [
+                f"| {each.number} | {each.title} | {each.kind} | {each.minutes} | `{each.name}` |"
+                for each in one.exercises
+            ]
+            parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def questions(text: str) -> str:
+    """The page with its questions numbered and their answers, which begin with >, folded."""
+    parts = re.split(r"^(.+)\n> (.+)$", text, flags=re.MULTILINE)
+    for k in range(1, len(parts), 3):
+        parts[k] = f"**{k // 3 + 1}.** {parts[k]}"
+        parts[k + 1] = f"\n\n<details><summary>Answer</summary>\n\n{parts[k + 1]}\n\n</details>\n"
+    return "".join(parts)
