@@ -27,7 +27,7 @@ help:
 	@echo "make slides     slides of five notebooks for a projector, NAMES=00 for one: out/slides"
 	@echo "make wheelhouse  all that the notebooks need, to install them in a room without a network"
 	@echo "make check-machine  is this machine ready for a class? a minute"
-	@echo "make resolve    do the tested versions fit every Python and system that the README names?"
+	@echo "make resolve    do the tested versions fit every Python and system that the README names, and Colab?"
 	@echo "make wheel      does the package work, and find its models, where it is installed from a wheel?"
 	@echo "make env        only the environment, .venv"
 	@echo "make clean      delete caches and out/, with the models trained there"
@@ -117,6 +117,14 @@ resolve: $(STAMP)
 	    $(BIN)/uv pip compile --quiet --no-header --python-version $$python \
 	      --python-platform $$system --only-binary :all: -c constraints.txt --extra dev pyproject.toml >/dev/null; \
 	  done; \
+	done
+	@set -e; names=$$($(BIN)/python -c "import re, tomllib; \
+	  project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	  print(*(re.match(r'[\w-]+', each)[0] for each in project['dependencies']))"); \
+	for python in 3.12.0 3.13.0; do \
+	  echo "Python $$python on Colab"; printf '%s\n' $$names ipywidgets ipython | \
+	    $(BIN)/uv pip compile --quiet --no-header --python-version $$python --python-platform linux \
+	      --only-binary :all: -c notebooks/tools/colab.txt - >/dev/null; \
 	done
 
 # The last commit as others get it: built, installed and used far from this checkout.
