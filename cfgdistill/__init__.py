@@ -55,6 +55,7 @@ HOMES = {
     "teachers.flow": ("Flow", "Flux", "flow_denoiser", "flow_matching"),
     "teachers.guiders": ("guider_rule",),
     "teachers.mlp": ("MLP",),
+    "teachers.rescheduled": ("rescheduled",),
     "teachers.stable_diffusion": ("base_denoiser", "open_pipeline", "v_schedule"),
     "teachers.unet": ("build_text_unet", "build_unet"),
     "teachers.w_input": ("add_w_conditioning",),

@@ -305,7 +305,9 @@ def _train(given) -> dict:
     """
     import cfgdistill.course.stages as stages
 
-    recipe, data = _recipe(given)
+    recipe = _recipe(given)
+    stages.is_trained(recipe)
+    data = stages.load_recipe_data(recipe, given.out)
     _propose(recipe, data, given.out)
     stages.train_teacher(recipe, data, given.out)
     return _trained(recipe, [stages.stage_folder(recipe, given.out, "teacher", stages.TEACHER)])
@@ -322,7 +324,8 @@ def _distill(given) -> dict:
 
     one_of("stage", given.stage, ("one", "two"))
     one_of("sampler", given.sampler, stages.FOLDERS)
-    recipe, data = _recipe(given)
+    recipe = _recipe(given)
+    data = stages.load_recipe_data(recipe, given.out)
     _propose(recipe, data, given.out)
     stages.train_stage_one(recipe, data, given.out)
     folders = [stages.stage_folder(recipe, given.out, "stage-one", stages.STAGE_ONE)]
@@ -500,10 +503,8 @@ def _export(given) -> dict:
 BATCH = 125  # images sampled at once
 
 
-def _recipe(given):
-    """The recipe that was asked for, and its data."""
-    from cfgdistill.course.stages import load_recipe_data
-
+def _recipe(given) -> Recipe:
+    """The recipe that was asked for."""
     changes = dict(_change(item) for item in given.set)
     if given.data is None:
         if given.like is not None:
@@ -518,7 +519,7 @@ def _recipe(given):
             )
         recipe = recipe_for(given.data, given.like, **changes)
     Path(given.out).mkdir(parents=True, exist_ok=True)
-    return recipe, load_recipe_data(recipe, given.out)
+    return recipe
 
 
 def _propose(recipe: Recipe, data, out: str) -> None:
@@ -631,9 +632,10 @@ def _data_of(folder: str):
             f"{folder} was trained with another autoencoder than the one in {home(recipe, out)}: "
             "copy that one there, or name the model where it was trained."
         )
-    teacher = home(recipe, out) / "teacher"
-    if "data" not in about and (teacher / "card.json").exists():
-        about = read_card(teacher)["about"]  # of which a student's card has only the weights' sha
+    # The first model that was trained says on what; others only by whom they were taught.
+    first = home(recipe, out) / ("stage-one" if recipe.track == "sd" else "teacher")
+    if "data" not in about and (first / "card.json").exists():
+        about = read_card(first)["about"]
     if about.get("data") not in (None, data.hash):
         raise ValueError(
             f"{folder} was trained on other data than the {recipe.dataset} that are found now "

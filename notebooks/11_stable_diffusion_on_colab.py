@@ -15,14 +15,15 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cfgdistill/cfgdistill/blob/main/notebooks/11_stable_diffusion_on_colab.ipynb)
 #
-# A teacher that somebody else has trained: Stable Diffusion 1.x or 2.x, by name. It says $\epsilon$ instead of $v$, its schedule does not end in noise, and it is
+# A teacher that somebody else has trained: Stable Diffusion 1.x or 2.x, by name. It predicts $\epsilon$ instead of $v$, its schedule does not end in noise, and it is
 # far larger than anything so far. Three obstacles, three remedies; then **the same two stages, with the same functions**, as
 # low-rank changes that fit on a free T4.
 #
 # **You will**
 #
 # - open a pipeline by name, and check that our guided teacher samples exactly as it does,
-# - see why its last time step must be mended before it can have a one-step student,
+# - see what its last time step means to a one-step student, and mend it,
+# - turn $\epsilon$ into $v$ by distillation: the frozen base is asked at the time of equal noise,
 # - work out which parts of the training fit into the 14.6 GiB of a T4, and which do not,
 # - distil it with low-rank changes, merge them, and give the student to stock diffusers, one call per step.
 #
@@ -31,7 +32,7 @@
 # | profile | hardware | time |
 # | --- | --- | --- |
 # | `smoke`, `laptop` | any CPU | half a minute, on a **tiny pipeline with random weights** |
-# | `colab`, `paper` | one free T4 | about 3 hours by arithmetic; **not run yet** |
+# | `colab`, `paper` | one free T4 | about 4 hours by arithmetic; **not run yet** |
 #
 # Read the last column as it is meant. What is shown below, unless you run it at `colab`, is that the machinery works from end to end: the tiny pipeline has all
 # the parts of Stable Diffusion, a thousandth of its size, and has never been trained. **Its pictures are noise**, and no number below says how good a student of the
@@ -71,14 +72,15 @@ from cfgdistill import (
     get_recipe,
     last,
     load,
+    load_captioned,
     open_pipeline,
+    rescheduled,
     v_schedule,
 )
 from cfgdistill.course.stages import (
     load_recipe_data,
     train_stage_one,
     train_stage_two,
-    train_teacher,
     training_minutes,
 )
 from cfgdistill.export.stock import export
@@ -91,7 +93,9 @@ from cfgdistill.training.checkpoints import provenance, read_card
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
 base = os.environ.get("CFGDISTILL_BASE", "")  # "": Stable Diffusion 1.5, or the tiny pipeline
-captions = "emoji"  # or a captioned data set of the hub, or a folder with one
+captions = (
+    "prompts"  # written by a program; or a captioned data set of the hub, or a folder with one
+)
 seed = 0
 
 # %% [markdown]
@@ -105,7 +109,9 @@ real = profile in ("colab", "paper")
 if not base:
     standard = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     base = standard if real else tiny_pipeline(Path(out) / "sd-tiny")
-recipe = get_recipe("sd", "colab" if real else "smoke", base=base, source=captions, seed=seed)
+own_data = {"data_free": 10 if real else 2} if captions == "prompts" else {"data_free": 0}
+row = "colab" if real else "smoke"
+recipe = get_recipe("sd", row, base=base, source=captions, seed=seed, **own_data)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 pipe = open_pipeline(base).to(device)
 pipe.set_progress_bar_config(disable=True)
@@ -121,7 +127,8 @@ for name in ("unet", "vae", "text_encoder"):
 # %%
 # NBVAL_CHECK_OUTPUT
 text = TextEncoder(pipe.tokenizer, pipe.text_encoder)
-prompts = ["a photo of a red apple", "a painting of two cats"]
+prompts = list(load_captioned("prompts", "test").class_names[:2])  # no training has seen them
+print(*prompts, sep="\n")
 with torch.no_grad():
     conds, empty = text(text.tokens(prompts).to(device)), text(text.tokens([""]).to(device))[0]
 side = pipe.unet.config.sample_size
@@ -148,9 +155,10 @@ print(f"10 steps at guidance_scale 7.5: {guided.nfe} evaluations, and the same l
 #
 # A one-step student has nothing but $t = 1$. Two things are wrong there. **How much of the image is left at $t = 1$?** Seven percent of its amplitude: at the
 # end of Stable Diffusion's schedule the mean colour of the picture still shines through, and the network has learned to rely on it. A sampler starts from pure noise, whose
-# mean says "medium grey". And $x = (z - \sigma\epsilon) / \alpha$: an error of the network in $\epsilon$ is multiplied by $\sigma/\alpha$, which at $\alpha = 0$ is the end of it.
+# mean says "medium grey". And $x = (z - \sigma\epsilon) / \alpha$: an error of the network in $\epsilon$ is multiplied by $\sigma/\alpha$, which diverges at $\alpha = 0$.
 #
-# The remedy for the first (Lin et al. 2024): shift $\alpha$ until it ends at 0, and scale it such that it begins as before. Then we read it off at 1024 times, not 1000:
+# One can live with both: LCM and most distilled models of 1.x keep the schedule and $\epsilon$, and $\sigma/\alpha = 14.6$ at the end. We mend them.
+# The remedy for the first ([Lin et al. 2024](https://arxiv.org/abs/2305.08891)): shift $\alpha$ until it ends at 0, and scale it such that it begins as before. Then we read it off at 1024 times, not 1000:
 # stock diffusers counts in whole entries of the table, and 1000 is not divisible by 16.
 
 
@@ -197,13 +205,45 @@ show(
 )
 
 # %% [markdown]
-# The remedy for the second is $v$: $x = \alpha z - \sigma v$ divides by nothing. So before stage one the teacher is **fine-tuned to say $v$** on the mended schedule,
-# with the loss of notebook 02, the empty prompt in place of every tenth caption.
+# The remedy for the second is $v$: $x = \alpha z - \sigma v$ divides by nothing.
+#
+# ## From eps to v
+#
+# **How does a network that predicts $\epsilon$ become one that predicts $v$ on another schedule?** One could train it again, on images, and the images would
+# decide what it draws from then on. But stage one teaches a new network anyway, so let that one predict $v$. Its target needs no second look at data: both schedules preserve
+# variance, so where signal and noise are in equal proportion, $z$ is the same and so is what the base believes about $x$. We ask the frozen base, guided, at *its* time $t'$ of
+# that proportion, and write the answer as $v = (\alpha z - x)/\sigma$ with the $\alpha$ and $\sigma$ of *our* time.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+seen = GuidedDenoiser(rescheduled(base_denoiser(pipe), mended), empty)
+print("our t   sigma/alpha   the base's t'")
+for t in (0.25, 0.5, 0.75, 0.85):
+    alpha, sigma = mended.alpha_sigma(torch.tensor([t]).double())
+    signal = own.alphas_cumprod.sqrt()  # of the base's 1000 entries, falling: where is it alpha?
+    k = (signal > alpha).sum()
+    between = (torch.acos(alpha) - torch.acos(signal[k - 1])) / torch.acos(
+        signal[k - 1 : k + 1]
+    ).diff()
+    t_own = ((k + between) / 1000).item()
+    x = guided(z, t_own, conds, 6.5).x
+    assert same(seen(z, t, conds, 6.5).v, (alpha.item() * z - x) / sigma.item())
+    print(f"{t:5.2f} {(sigma / alpha).item():12.3f} {t_own:14.4f}")
+last_of_base = mended.time(own.angle(torch.ones(1).double())).item()
+print(f"Above t = {last_of_base:.3f} our z is noisier than anything that the base has seen.")
+
+# %% [markdown]
+# **And above?** There the base is asked at its last time, $t' = 1$: it takes $z$ for what its own sampler starts from, and we keep its $x$. (Nothing is scaled: latents
+# have variance one, so $z$ has it at every time.) This has two consequences. One-step students get a finite target, $v = -x$ at $t = 1$. And they know no more about the mean
+# of the picture than the base does, which still reads it off noise: "a solid black background" they cannot paint either. Only images can teach that.
+#
+# Nothing but *where* the base is asked depends on images. So a thousand of them do, or its own. The data cannot spoil the answers, and guidance is applied once, by
+# the target. (Were the base's own guided pictures learned *as data*, as a teacher that is guided again, it would be applied twice.)
 #
 # ## What fits on a T4
 #
 # The U-Net of Stable Diffusion 1.5 can be built without its weights, to count. **What does stage one need, beside activations?** The student with its gradients
-# and Adam's two moments, and the frozen teacher.
+# and Adam's two moments, and the frozen teacher. With low-rank changes the student stands on the teacher's own weights.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -220,12 +260,12 @@ for name, parts in {
     "changes, base in fp16": (
         2 * every,
         *(k * changes for k in (4, 4, 8)),
-        2 * every + 4 * changes,
+        0,
     ),
     "changes, Adam in 8 bits": (
         2 * every,
         *(k * changes for k in (4, 4, 2)),
-        2 * every + 4 * changes,
+        0,
     ),
 }.items():
     gib = [part / 2**30 for part in parts]
@@ -234,42 +274,37 @@ for name, parts in {
     )
 
 # %% [markdown]
-# A T4 has 14.6 GiB. Training all weights does not fit; with 8-bit Adam it would, with little room for activations. With low-rank changes two thirds of the
-# card are free. The rest of the diet: gradient checkpointing (activations are computed a second time instead of being kept), and the autoencoder and the text
-# encoder, whose answers are computed once and kept on disk, never meet the U-Net on the GPU. In half precision are only weights that are frozen: what learns
-# stays in float32.
+# A T4 has 14.6 GiB. Training all weights does not fit; with 8-bit Adam it would, but for the activations. With low-rank changes three quarters of the
+# card are free for them. The rest of the diet: gradient checkpointing (activations are computed a second time instead of being kept), and the autoencoder and the text
+# encoder, whose answers are computed once and kept on disk, never meet the U-Net on the GPU. Only frozen weights are in half precision: what learns stays in float32.
 #
-# ## Latents and embeddings, once
+# ## What the base is asked, and where
 #
-# **What does the autoencoder keep?** (Of the tiny one: nothing, its weights are random.)
+# The package writes captions as a person does: a subject, often a place and a light, a style; 4,000 of them, and 400 others, about subjects that those never name, to look
+# at. The base paints its own pictures for them, in a few guided steps each, and they are kept as they come. `captions` may be a text file with a caption in every line instead,
+# or a captioned data set; then its images go through the autoencoder. **What do embeddings and latents look like?** (Those of the tiny one: noise, its weights are random.)
 
 # %%
 vae, text = pipe.vae.cpu(), text.cpu()
-del pipe, guided  # the stages open it themselves
+del pipe, guided, seen  # the stages open it themselves
 data = load_recipe_data(recipe, out)
-images, _ = data.images.batch(torch.arange(6))
+print(*data.class_names[:6], sep="\n")
 for file in sorted((Path(out) / recipe.name).glob("*.safetensors")):
     print(f"{file.name.split('-')[0]:12s} {file.stat().st_size / 2**20:8.2f} MiB")
 print("latents", list(data.stored.shape), "embeddings", list(data.labels.shape), data.labels.dtype)
-fig, axes = figure(2, 1, width=6, height=2.6)
-draw_images(axes[0], images, 6, "images")
-draw_images(axes[1], data.decode(data.stored[:6]), 6, "through the autoencoder and back")
+fig, axis = figure(1, 1, width=6, height=1.4)
+draw_images(axis, data.decode(data.stored[:6]), 6, "what stage one asks about")
 show(
     fig,
-    alt="Six images, and below them what the autoencoder makes of their latents: with the tiny random one, grey noise.",
+    alt="Six images that the base painted for six captions, decoded from their latents: with the tiny random one, coloured noise.",
 )
 
 # %% [markdown]
-# No images at hand? `captions` may be a text file with a caption in every line. With `data_free=20` in the recipe the base paints its own images for
-# them, in 20 guided steps each, and they are kept as they come. Without real images the student cannot learn more than the teacher knows, but it
-# is not asked to.
+# ## Both stages
 #
-# ## From eps to v, and both stages
-#
-# Word for word what notebooks 03 and 04 called. Every file holds the low-rank changes alone, with the name and the fingerprint of the base.
+# The functions that notebooks 03 and 04 called; the teacher needs no training. Every file holds the low-rank changes alone, with the name and the fingerprint of the base.
 
 # %%
-train_teacher(recipe, data, out)
 train_stage_one(recipe, data, out)
 for student in train_stage_two(recipe, data, out):
     print("student of", student.steps, "steps, w in", list(student.w_range))
@@ -337,17 +372,17 @@ if real:  # needs the weights of CLIP, which are not replaced by anything
 # NBVAL_CHECK_OUTPUT
 for changes in ({"base": None}, {"prediction_type": "eps"}):
     try:
-        train_teacher(get_recipe("sd", "smoke", **{"base": base} | changes), data, out)
+        train_stage_one(get_recipe("sd", "smoke", **{"base": base} | changes), data, out)
     except ValueError as error:
         print(error)
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Which of the parts of a T4's diet could be left out? Compute the sum for `lora=8`, and for a teacher that shares the student's frozen weights.
-# 2. Set `data_free=5` and look at `data.decode(data.stored)`. Whose pictures are these?
-# 3. Export the v-teacher's schedule and Stable Diffusion's own, and sample the *same* student with both. (`stock_scheduler` takes any schedule.) What changes?
-# 4. At `colab`: ask for "a solid black background" with the base and with the v-teacher. Why can only one of them paint it?
+# 1. Which of the parts of a T4's diet could be left out? Compute the sum for `lora=8`, and for a teacher that does not share the student's frozen weights.
+# 2. Give it your own captions in a text file, and look at `data.decode(data.stored)`. Does a caption that is twice as long look twice as good?
+# 3. Sample the *same* student with the scheduler of the mended schedule and with that of Stable Diffusion's own. (`stock_scheduler` takes any schedule.) What changes?
+# 4. At `colab`: ask for "a solid black background" with the base and with a student. Which images, and which loss, would teach a student to paint it?
 # 5. At `colab`: compare `lora=8` and `lora=64`. Each rank gets folders of its own.
 
 # %%

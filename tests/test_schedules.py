@@ -90,6 +90,21 @@ def test_discrete_schedule_is_linear_in_the_angle_between_entries():
     torch.testing.assert_close(schedule.angle(t).rad2deg(), degrees)
 
 
+def test_the_time_of_an_angle_by_hand_and_1_where_the_table_ends_below():
+    schedule = DiscreteSchedule(torch.tensor([0.75, 0.25], dtype=torch.float64))  # 30, 60 degrees
+    degrees = torch.tensor([0.0, 15.0, 30.0, 45.0, 60.0, 90.0], dtype=torch.float64)
+    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(degrees.deg2rad()), t)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_time_of_an_angle_is_the_inverse_of_the_angle_at_a_time(dtype):
+    schedule = DiscreteSchedule(stable_diffusion_table())
+    t = torch.linspace(0, 1, 1777, dtype=dtype)
+    atol = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(schedule.time(schedule.angle(t)), t, atol=atol, rtol=0)
+
+
 def test_discrete_table_of_the_cosine_schedule_is_the_cosine_schedule_everywhere():
     t = torch.linspace(0, 1, 777, dtype=torch.float64)  # its angle is linear: also between entries
     discrete = DiscreteSchedule(cosine_alphas_cumprod(1024)).alpha_sigma(t)

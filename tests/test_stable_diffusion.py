@@ -21,20 +21,22 @@ from elsewhere import elsewhere
 
 import cfgdistill.training.loop as training
 from cfgdistill import Denoiser, GuidedDenoiser, cli, ddim, get_recipe, last
-from cfgdistill.core.losses import teacher_loss
+from cfgdistill.core.losses import snr, teacher_loss
 from cfgdistill.core.schedules import DiscreteSchedule
-from cfgdistill.core.stage_one import stage_one_loss
+from cfgdistill.core.stage_one import guidance_matching_loss, stage_one_loss
 from cfgdistill.course import stages
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.captioned import load_captioned
 from cfgdistill.data.hub import name_and_revision
 from cfgdistill.data.latents import Latents
+from cfgdistill.data.prompts import SUBJECTS, prompts
 from cfgdistill.data.text import TextEncoder
 from cfgdistill.export.stock import export
 from cfgdistill.teachers.files import load
 from cfgdistill.teachers.stable_diffusion import (
     OWN_W,
     PART,
+    base_and_start,
     base_denoiser,
     cached_embeddings,
     load_latents,
@@ -42,7 +44,6 @@ from cfgdistill.teachers.stable_diffusion import (
     own_latents,
     tiny_pipeline,
     v_schedule,
-    v_teacher,
 )
 from cfgdistill.teachers.unet import add_lora, open_unet
 from cfgdistill.teachers.w_input import add_w_conditioning
@@ -83,6 +84,11 @@ def noise(n=2, seed=5):
 
 def tiny(base, **changes):
     return get_recipe("sd", "smoke", base=base, **changes)
+
+
+def new_student(base, **changes):
+    """What stage one's student is before its first update, and without an input for w."""
+    return base_and_start(tiny(base, **changes))[1]
 
 
 def moved(denoiser, seed=1):
@@ -138,7 +144,7 @@ def test_a_base_comes_back_from_a_folder_with_its_1000_steps_and_its_schedule(pi
     assert torch.equal(again(noise(), 0.7, cond).eps, teacher(noise(), 0.7, cond).eps)
 
 
-def test_the_v_teachers_schedule_ends_in_noise_and_follows_the_bases_own(pipe):
+def test_the_students_schedule_ends_in_noise_and_follows_the_bases_own(pipe):
     schedule, own = v_schedule(pipe), base_denoiser(pipe).schedule
     assert len(schedule.alphas_cumprod) == 1024
     t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).double()
@@ -151,14 +157,39 @@ def test_the_v_teachers_schedule_ends_in_noise_and_follows_the_bases_own(pipe):
     torch.testing.assert_close(alpha[1:-1], expected, atol=1e-6, rtol=0)
 
 
-def test_with_changes_of_0_the_v_teacher_says_what_the_base_says(base, pipe, text):
-    teacher = v_teacher(tiny(base)).eval()
-    assert teacher.prediction_type == "v" and teacher.net.timesteps == 1024
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_student_begins_with_the_bases_weights(base, pipe, text, rank):
+    student = new_student(base, lora=rank).eval()
+    assert student.prediction_type == "v" and student.net.timesteps == 1024
     cond = embed(text, CAPTIONS)
     with torch.no_grad():
         stock = pipe.unet(noise(), 511.0, cond).sample
-        torch.testing.assert_close(teacher(noise(), 0.5, cond).v, stock, atol=1e-6, rtol=0)
-        assert (moved(teacher)(noise(), 0.5, cond).v - stock).abs().max() > 1e-3
+        torch.testing.assert_close(student(noise(), 0.5, cond).v, stock, atol=1e-6, rtol=0)
+        if rank:
+            assert (moved(student)(noise(), 0.5, cond).v - stock).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_stage_ones_teacher_is_the_guided_base_at_the_time_of_equal_noise(base, pipe, text, rank):
+    teacher, _ = base_and_start(tiny(base, lora=rank))
+    cond, empty = embed(text, CAPTIONS), embed(text, [""])[0]
+    guided = GuidedDenoiser(teacher, empty)
+    own, schedule = base_denoiser(pipe), v_schedule(pipe)
+    stock = GuidedDenoiser(own, empty)
+    assert guided.schedule.alphas_cumprod[-1] == 0 and stock.schedule.alphas_cumprod[-1] > 0.004
+    assert not any(p.requires_grad for p in teacher.parameters())
+    with torch.no_grad():
+        # Half-way through the base's 1000 entries; the mended schedule is as noisy a bit earlier.
+        alpha = pipe.scheduler.alphas_cumprod[499].sqrt().double()
+        t = schedule.time(torch.acos(alpha)[None])
+        assert t.item() == pytest.approx(0.4746, abs=1e-3)
+        for w in (0.0, 3.0):
+            found, known = guided(noise(), t.item(), cond, w), stock(noise(), 0.5, cond, w)
+            for ours, theirs in zip(found, known, strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        # Noisier than anything the base knows: the image that it sees at its noisiest.
+        x = stock(noise(), 1.0, cond, 3.0).x
+        torch.testing.assert_close(guided(noise(), 1.0, cond, 3.0).v, -x, atol=1e-4, rtol=1e-4)
 
 
 # ---- what is trained, what is kept ----------------------------------------------------------
@@ -178,18 +209,17 @@ def out(base, tmp_path_factory):
 
 
 def test_every_stage_keeps_its_changes_alone_and_comes_back_from_its_folder(base, out, data):
-    names = ["teacher", "stage-one", *(f"stage-two/steps-{n}" for n in (4, 2, 1))]
+    names = ["stage-one", *(f"stage-two/steps-{n}" for n in (4, 2, 1))]
     models = {name: load(out / name) for name in names}
     cond = data.labels[:2]
     for name, model in models.items():
         kept, _ = read_tensors(out / name / "model.safetensors")
-        with_w = name != "teacher"
         assert all("lora_" in key or "cond_proj" in key for key in kept)
-        assert any("cond_proj" in key for key in kept) == with_w
+        assert any("cond_proj" in key for key in kept)
         assert any(value.abs().max() > 0 for key, value in kept.items() if "lora_B" in key)
         assert model.prediction_type == "v" and model.schedule.alphas_cumprod[-1] == 0
-        assert model.net.unet.config.time_cond_proj_dim == (64 if with_w else None)
-    known = {"teacher": None, "stage-one": None, "stage-two/steps-4": 4, "stage-two/steps-1": 1}
+        assert model.net.unet.config.time_cond_proj_dim == 64
+    known = {"stage-one": None, "stage-two/steps-4": 4, "stage-two/steps-1": 1}
     assert {name: models[name].steps for name in known} == known
     # Found again, not trained again: the same network from the stages and from its folder.
     again = next(stages.train_stage_two(tiny(base), data, out.parent))
@@ -197,21 +227,29 @@ def test_every_stage_keeps_its_changes_alone_and_comes_back_from_its_folder(base
     assert torch.equal(ours, models["stage-two/steps-4"](noise(), 0.5, cond, 3.0).v)
     assert not torch.equal(ours, models["stage-one"](noise(), 0.5, cond, 3.0).v)
     about = read_card(out / "stage-one")["about"]
-    assert about["teacher"] == read_card(out / "teacher")["sha256"]
+    assert about["teacher"] == load(out / "stage-one").net.sha and about["it says"] == "eps"
+    about = read_card(out / "stage-two" / "steps-4")["about"]
+    assert about["teacher"] == read_card(out / "stage-one")["sha256"]
+    assert not (out / "teacher").exists()  # the base is nobody's student
 
 
 def test_the_base_stays_bit_for_bit_and_only_changes_and_the_w_projection_move(base, data):
-    teacher = moved(v_teacher(tiny(base)))
-    student = add_w_conditioning(teacher, (0.0, 8.0))
+    teacher, start = base_and_start(tiny(base))
+    student = add_w_conditioning(start, (0.0, 8.0))
+    kept = [(p, p.detach().clone()) for p in teacher.parameters()]
     before = {key: p.detach().clone() for key, p in student.net.named_parameters()}
     guided = GuidedDenoiser(teacher, data.null)
     list(train(student, stage_one_loss(guided, (0.0, 8.0)), data, Optim(2, 2, 1e-3)))
     changed = {k for k, p in student.net.named_parameters() if not torch.equal(p, before[k])}
     assert changed == {k for k in before if "lora_" in k or "cond_proj" in k}
+    assert kept and all(torch.equal(p, as_it_was) for p, as_it_was in kept)
+    trained = {p.data_ptr() for p in student.parameters() if p.requires_grad}
+    every = {p.data_ptr() for p in student.parameters()}
+    assert {p.data_ptr() for p in teacher.parameters()} == every - trained  # one base for both
 
 
 def test_teacher_and_students_stand_on_one_base_and_have_changes_of_their_own(base):
-    teacher = moved(v_teacher(tiny(base)))
+    teacher = moved(new_student(base))
     student = add_w_conditioning(teacher, (0.0, 8.0))
     models = [teacher, student, student.for_steps(4), copy.deepcopy(student)]
     for trains in (False, True):
@@ -225,15 +263,29 @@ def test_teacher_and_students_stand_on_one_base_and_have_changes_of_their_own(ba
     assert before == (bits(teacher), bits(student)) and bits(models[2]) != bits(student)
 
 
-def test_low_rank_changes_learn_to_say_v(base, data):
-    teacher = v_teacher(tiny(base))
-    run = train(teacher, teacher_loss(data.null, 0.1), data, Optim(60, 8, 1e-2), Run("teacher"))
-    losses = [u.loss for u in run]
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+def test_low_rank_changes_learn_to_say_in_v_what_the_base_says_in_eps(base, data):
+    teacher, start = base_and_start(tiny(base))
+    guided = GuidedDenoiser(teacher, data.null)
+    student = add_w_conditioning(start, (0.0, 2.0))
+    x, cond = data.batch(torch.arange(8))
+    w, t = torch.linspace(0, 2, 8), torch.linspace(0.1, 0.8, 8)
+
+    @torch.no_grad()
+    def distance():
+        return (
+            guidance_matching_loss(student, guided, x, cond, w, t, eps=noise(8), weighting=snr)
+            .mean()
+            .item()
+        )
+
+    before = distance()
+    loss = stage_one_loss(guided, (0.0, 2.0), weighting=snr)  # errors of eps: the base is random
+    list(train(student, loss, data, Optim(60, 8, 1e-2)))
+    assert distance() < 0.9 * before
 
 
 def run(base, data, folder, stop=None):
-    teacher = v_teacher(tiny(base))
+    teacher = new_student(base)
     how = Optim(5, 2, 1e-2, ema=0.9), Run("teacher", folder=folder)
     updates = train(teacher, teacher_loss(data.null, 0.1), data, *how)
     for update in updates:
@@ -258,38 +310,43 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(base, data, tm
 
 
 def test_without_a_rank_all_weights_are_trained_and_kept(base, data, tmp_path):
-    recipe = tiny(base, lora=0, teacher=1)
-    teacher = stages.train_teacher(recipe, data, tmp_path)
-    folder = tmp_path / "sd-smoke" / "teacher-lora=0"
-    start, again = v_teacher(recipe).net.state_dict(), load(folder)
-    ours = teacher.net.state_dict()
-    assert start.keys() == ours.keys() == read_tensors(folder / "model.safetensors")[0].keys()
-    assert sum(not torch.equal(ours[key], start[key]) for key in ours) > len(ours) / 2
-    cond = data.labels[:2]
-    assert torch.equal(again(noise(), 0.5, cond).v, teacher(noise(), 0.5, cond).v)
+    recipe = tiny(base, lora=0, stage_one=1)
+    student = stages.train_stage_one(recipe, data, tmp_path)
+    folder = tmp_path / "sd-smoke" / "stage-one-lora=0"
+    start, again = new_student(base, lora=0).net.state_dict(), load(folder)
+    ours = student.net.state_dict()
+    kept = read_tensors(folder / "model.safetensors")[0].keys()
+    assert {*start, "unet.time_embedding.cond_proj.weight"} == ours.keys() == kept
+    assert sum(not torch.equal(ours[key], start[key]) for key in start) > len(start) / 2
+    given = noise(), 0.5, data.labels[:2], 3.0
+    assert torch.equal(again(*given).v, student(*given).v)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_another_base_is_another_run(base, data, tmp_path, rank):
-    stages.train_teacher(tiny(base, lora=rank, teacher=1), data, tmp_path / "out")
-    other = tiny(tiny_pipeline(tmp_path / "other", seed=1), lora=rank, teacher=1)
+    def train_on(name):
+        recipe = tiny(str(name), lora=rank, stage_one=1)
+        stages.train_stage_one(recipe, data, tmp_path / "out")
+
+    train_on(base)
     with refused(ValueError, "holds another run"):
-        stages.train_teacher(other, data, tmp_path / "out")
+        train_on(tiny_pipeline(tmp_path / "other", seed=1))
+    with refused(ValueError, "holds another run", "'eps' there and 'v' here"):
+        train_on(tiny_pipeline(tmp_path / "says v", prediction_type="v_prediction"))
     # The same weights under another name are no other run.
-    same = tiny(tiny_pipeline(tmp_path / "again"), lora=rank, teacher=1)
-    stages.train_teacher(same, data, tmp_path / "out")
+    train_on(tiny_pipeline(tmp_path / "again"))
 
 
 def test_changes_are_not_added_to_a_base_that_is_another_one_now(tmp_path):
     name = tiny_pipeline(tmp_path / "base")
-    save_weights(v_teacher(tiny(name)), tmp_path / "teacher", {})
-    load(tmp_path / "teacher")
+    save_weights(new_student(name), tmp_path / "student", {})
+    load(tmp_path / "student")
     tiny_pipeline(tmp_path / "base", seed=1)
     with refused(ValueError, "is not the one that this model was trained on"):
-        load(tmp_path / "teacher")
+        load(tmp_path / "student")
     (tmp_path / "base").rename(tmp_path / "gone")
     with refused(OSError, "The U-Net of", "could not be had"):
-        load(tmp_path / "teacher")
+        load(tmp_path / "student")
 
 
 @pytest.fixture
@@ -352,7 +409,7 @@ def test_a_base_in_half_precision_is_asked_in_it_and_trained_beside_it_in_float3
     trained = {p.dtype for p in denoiser.parameters() if p.requires_grad}
     frozen = {p.dtype for p in denoiser.parameters() if not p.requires_grad}
     assert (trained, frozen) == ({torch.float32}, {torch.bfloat16})
-    exact = moved(add_w_conditioning(v_teacher(tiny(base)), (0.0, 8.0)))
+    exact = moved(add_w_conditioning(new_student(base), (0.0, 8.0)))
     cond = embed(text, CAPTIONS)
     with torch.no_grad():
         a, b = denoiser(noise(), 0.5, cond, 3.0).v, exact(noise(), 0.5, cond, 3.0).v
@@ -393,7 +450,7 @@ def test_half_precision_checkpointing_and_changes_train_and_resume_together(
 def test_checkpointing_keeps_less_and_gives_the_same_gradients(base, text):
     found = {}
     for on in (False, True):
-        teacher, kept = moved(v_teacher(tiny(base, checkpointing=on))), []
+        teacher, kept = moved(new_student(base, checkpointing=on)), []
 
         def keep(x, kept=kept):
             kept.append(x.numel())
@@ -458,7 +515,7 @@ def test_without_a_gpu_eight_bits_are_ordinary_adam():
 def test_an_exported_student_is_a_plain_pipeline_that_makes_the_same_latents(
     base, pipe, text, tmp_path, rank
 ):
-    student = moved(add_w_conditioning(v_teacher(tiny(base, lora=rank)), (0.0, 8.0)))
+    student = moved(add_w_conditioning(new_student(base, lora=rank), (0.0, 8.0)))
     before = {key: value.clone() for key, value in student.net.state_dict().items()}
     export(student, tmp_path, vae=VAEEncoder(pipe.vae), text=text)
     head = (tmp_path / "README.md").read_text().split("---")[1]
@@ -619,12 +676,12 @@ def test_encoders_are_asked_once_for_the_same_captions_and_images(
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": 0}, {"data_free": 1}])
-def test_another_cpus_last_bits_make_neither_other_data_nor_another_teacher(
+def test_another_cpus_last_bits_make_neither_other_data_nor_another_student(
     base, tmp_path, monkeypatch, changes
 ):
-    recipe = tiny(base, teacher=1, images=3, **changes)
+    recipe = tiny(base, stage_one=1, images=3, **changes)
     data = load_latents(recipe, tmp_path / "data")
-    stages.train_teacher(recipe, data, tmp_path)
+    stages.train_stage_one(recipe, data, tmp_path)
 
     def shaken(method):
         return lambda *given: method(*given) + 1e-4
@@ -646,7 +703,7 @@ def test_another_cpus_last_bits_make_neither_other_data_nor_another_teacher(
     assert not torch.equal(shaken_data.labels, data.labels)
     assert shaken_data.hash == data.hash
     monkeypatch.setattr("cfgdistill.training.loop.State", None)  # nothing is trained
-    stages.train_teacher(recipe, shaken_data, tmp_path)
+    stages.train_stage_one(recipe, shaken_data, tmp_path)
 
 
 def test_without_images_the_base_paints_its_own_as_the_stock_pipeline_would(base, pipe, tmp_path):
@@ -716,6 +773,28 @@ def test_captions_in_a_file_are_enough_where_the_base_paints(base, text, tmp_pat
     (tmp_path / "captions.txt").write_text("one")
     with refused(ValueError, "has no caption for the split 'test'"):
         load_latents(recipe, tmp_path, "test")
+
+
+def test_prompts_are_many_distinct_and_those_held_out_name_other_things(base, tmp_path):
+    train, test = prompts(), prompts("test")
+    assert len(set(train)) == 4000 and len(set(test)) == 400
+    assert train == prompts() and set(prompts(seed=1)) != set(train)
+    subjects = {
+        split: {s for s in SUBJECTS if any(s in p for p in of)}
+        for split, of in (("train", train), ("test", test))
+    }
+    assert len(subjects["train"]) == 54 and len(subjects["test"]) == 6
+    assert not subjects["train"] & subjects["test"]
+    assert not any("  " in p or "{" in p or len(p.split()) > 25 for p in train + test)
+    recipe = tiny(base, source="prompts", data_free=1, images=3)
+    assert load_latents(recipe, tmp_path).class_names == train[:3]
+    assert load_latents(recipe, tmp_path, "test").class_names == test[:3]
+    with refused(ValueError, "has captions and no images: set data_free=20"):
+        load_latents(replace(recipe, data_free=0), tmp_path)
+
+
+def test_a_real_base_is_never_shown_emoji():
+    assert get_recipe("sd", "colab").source == "prompts" and get_recipe("sd", "colab").data_free
 
 
 # ---- one sentence ---------------------------------------------------------------------------
@@ -828,7 +907,7 @@ def test_a_revision_stands_behind_the_name(monkeypatch, tmp_path):
     assert asked[0] == asked[1] == ("owner/name", "0a1b") and asked[-1] == ("owner/name", None)
 
 
-def test_a_recipe_that_cannot_be_run_is_told_before_any_work(base, data, tmp_path):
+def test_a_recipe_that_cannot_be_run_is_told_before_any_work(base, data, tmp_path, capsys):
     for recipe, words in (
         (get_recipe("sd", "smoke"), ("needs a pipeline: pass base=",)),
         (tiny(base, size=64), ("makes images of 16 x 16", "says 64: pass size=16")),
@@ -837,7 +916,12 @@ def test_a_recipe_that_cannot_be_run_is_told_before_any_work(base, data, tmp_pat
             stages.load_recipe_data(recipe, tmp_path)
     for changes in ({"prediction_type": "eps"}, {"pretrained": False}):
         with refused(ValueError, "say v and start with its weights"):
-            stages.train_teacher(tiny(base, **changes), data, tmp_path)
+            stages.train_stage_one(tiny(base, **changes), data, tmp_path)
+    with refused(ValueError, "the base itself", "go on with `distill`"):
+        stages.train_teacher(tiny(base), data, tmp_path)
+    words = ["--set", f"base={base}", "--dataset", "sd", "--profile", "smoke"]
+    assert cli.main(["train", *words, "--out", str(tmp_path)]) == 1
+    assert "nothing of it is trained" in capsys.readouterr().err
     with refused(ValueError, "no judge for sd: use metrics.clip_score"):
         stages.train_classifier(tiny(base), data, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -146,12 +146,23 @@ class DiscreteSchedule(Schedule):
         self._copies: dict[tuple, Tensor] = {}  # of the angles, where they were asked for
 
     def angle(self, t: PerExample) -> PerExample:
-        if (t.device, t.dtype) not in self._copies:
-            self._copies[t.device, t.dtype] = self.angles.to(t)
-        angles = self._copies[t.device, t.dtype]
+        angles = self._angles(t)
         position = t * (len(angles) - 1)
         low = position.floor().long().clamp(0, len(angles) - 2)
         return torch.lerp(angles[low], angles[low + 1], position - low)
+
+    def time(self, phi: PerExample) -> PerExample:
+        """The inverse of `angle`: t at which the angle is phi, and 1 where the table ends below."""
+        angles = self._angles(phi)
+        low = (torch.searchsorted(angles, phi) - 1).clamp(0, len(angles) - 2)
+        position = low + (phi - angles[low]) / (angles[low + 1] - angles[low])
+        return (position / (len(angles) - 1)).clamp_max(1.0)
+
+    def _angles(self, like: PerExample) -> Tensor:
+        """The table, kept where it was asked for before, so that a GPU need not wait for it."""
+        if (like.device, like.dtype) not in self._copies:
+            self._copies[like.device, like.dtype] = self.angles.to(like)
+        return self._copies[like.device, like.dtype]
 
     def alpha_sigma(self, t: PerExample) -> tuple[PerExample, PerExample]:
         phi = self.angle(t)

@@ -176,11 +176,19 @@ def train_classifier(recipe: Recipe, data: Data, out: str | Path) -> Classifier 
     return classifier
 
 
+def is_trained(recipe: Recipe) -> None:
+    """ValueError where the teacher of a recipe is none that is trained."""
+    if recipe.track == "sd":
+        raise ValueError(
+            "The teacher of 'sd' is the base itself, and nothing of it is trained: go on with "
+            "`distill`, or train_stage_one."
+        )
+
+
 def new_teacher(recipe: Recipe, data: Data) -> Denoiser:
     """The teacher before its training."""
+    is_trained(recipe)
     shape = {"channels": data.shape[0], "size": data.shape[-1]}
-    if recipe.track == "sd":
-        return stable_diffusion.v_teacher(recipe)
     if isinstance(data, Latents):
         return build_text_unet(**recipe.unet, **shape, text=copy.deepcopy(data.text.model))
     places = {"patch": recipe.patch, "attention": recipe.attention}
@@ -193,27 +201,39 @@ def loss_of_teacher(recipe: Recipe, data: Data) -> Loss:
 
 
 def train_teacher(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
-    """The classifier-free-guided teacher's network, conditional and unconditional in one.
-
-    For Stable Diffusion: the pipeline's own, fine-tuned to say v on a schedule that ends in noise.
-    """
+    """The classifier-free-guided teacher's network, conditional and unconditional in one."""
     teacher = new_teacher(recipe, data)
     about = {"data": data.hash, "net": teacher.describe(), **_decoded_by(data)}
     about |= {"drop": recipe.drop, "t_power": recipe.t_power}
-    if recipe.track == "sd":  # the base is known by its weights, under whatever name
-        about["net"]["net"].pop("base", None)
-        about["from"] = teacher.net.sha if recipe.lora else fingerprint(teacher.net.unet)
     optim = _optim(recipe, recipe.teacher, recipe.batch, recipe.rate, ema=recipe.ema)
     run = _run(recipe, "teacher", stage_folder(recipe, out, "teacher", TEACHER), about)
     _finish(train(teacher, loss_of_teacher(recipe, data), data, optim, run))
     return teacher
 
 
+def before_stage_one(recipe: Recipe, data: Data, out: str | Path) -> tuple:
+    """Stage one's teacher, the network with whose weights its student starts, and what is said of
+    both in the student's card.
+
+    They are one network, unless the teacher is Stable Diffusion. Its base says eps, has no card of
+    its own, and is known by its weights, under whatever name.
+    """
+    if recipe.track != "sd":
+        teacher = train_teacher(recipe, data, out)
+        return teacher, teacher, _card_of(stage_folder(recipe, out, "teacher", TEACHER))
+    teacher, start = stable_diffusion.base_and_start(recipe)
+    net = start.describe()
+    net["net"].pop("base", None)
+    sha = start.net.sha if recipe.lora else fingerprint(start.net.unet)
+    says = teacher.net.base.prediction_type
+    return teacher, start, {"teacher": sha, "it says": says, "net": net, "data": data.hash}
+
+
 def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     """One network with a w input that does what the guided pair does."""
-    teacher = train_teacher(recipe, data, out)
+    teacher, start, known = before_stage_one(recipe, data, out)
     w_range = (recipe.w_min, recipe.w_max)
-    student = add_w_conditioning(teacher, w_range)
+    student = add_w_conditioning(start, w_range)
     if not recipe.pretrained:
         reset(student.net, recipe.seed)
     loss = stage_one_loss(
@@ -225,8 +245,7 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     )
     how = {"ema": recipe.ema, "faster": {"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate}}
     optim = _optim(recipe, recipe.stage_one, recipe.student_batch, recipe.rate_one, **how)
-    taught_by = stage_folder(recipe, out, "teacher", TEACHER)
-    about = {**_taught(recipe, data, taught_by), "w_range": w_range}
+    about = {**_taught(recipe, data, known), "w_range": w_range}
     run = _run(recipe, "stage-one", stage_folder(recipe, out, "stage-one", STAGE_ONE), about)
     _finish(train(student, loss, data, optim, run))
     return student
@@ -244,7 +263,7 @@ def train_stage_two(
         train_stage_one(recipe, data, out),  # held by nobody once it has taught the first student
         data,
         recipe,
-        taught_by=stage_folder(recipe, out, "stage-one", STAGE_ONE),
+        taught_by=_card_of(stage_folder(recipe, out, "stage-one", STAGE_ONE)),
         folder=stage_folder(recipe, out, FOLDERS[sampler], STAGE_ONE),
         sampler=sampler,
         w_power=recipe.w_power,
@@ -263,7 +282,7 @@ def train_two_students(recipe: Recipe, data: Data, out: str | Path) -> Iterator[
         teacher,
         data,
         recipe,
-        taught_by=stage_folder(recipe, out, "teacher", TEACHER),
+        taught_by=_card_of(stage_folder(recipe, out, "teacher", TEACHER)),
         folder=stage_folder(recipe, out, "two-students", TWO_STUDENTS),
         drop=0.5,
     ):
@@ -275,12 +294,12 @@ def _halvings(
     data: Data,
     recipe: Recipe,
     *,
-    taught_by: Path,
+    taught_by: dict,
     folder: Path,
     sampler: str = "ddim",
     **how,
 ) -> Iterator[Denoiser]:
-    """Stage two as the recipe has it, from the teacher whose card lies in `taught_by`."""
+    """Stage two as the recipe has it, from the teacher of which `taught_by` is said."""
     return distill_progressively(
         teacher,
         data,
@@ -313,11 +332,15 @@ def _run(recipe: Recipe, name: str, folder: Path, about: dict) -> Run:
     )
 
 
-def _taught(recipe: Recipe, data: Data, taught_by: Path) -> dict:
-    """What a student's card says of how it was taught, and by the teacher of which card."""
+def _card_of(folder: Path) -> dict:
+    """What is said of a teacher that was trained here."""
+    return {"teacher": read_card(folder)["sha256"]}
+
+
+def _taught(recipe: Recipe, data: Data, taught_by: dict) -> dict:
+    """What a student's card says of how it was taught, and by which teacher."""
     keys = ("w_power", "balanced", "weighting", "pretrained")
-    said = {"teacher": read_card(taught_by)["sha256"], **_decoded_by(data)}
-    return said | {key: getattr(recipe, key) for key in keys}
+    return {**taught_by, **_decoded_by(data)} | {key: getattr(recipe, key) for key in keys}
 
 
 def _decoded_by(data: Data) -> dict:

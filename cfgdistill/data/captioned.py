@@ -9,6 +9,7 @@ from cfgdistill.core.names import one_of
 from cfgdistill.data.base import SPLITS, Data
 from cfgdistill.data.folder import from_folder, holds_captions
 from cfgdistill.data.hub import to_fetch
+from cfgdistill.data.prompts import prompts
 from cfgdistill.data.tables import column, hub_splits, pictures, read, splits_of, square
 
 
@@ -31,14 +32,17 @@ def load_captioned(
                  or folder, as for `datasets`; or with images and captions, see `from_folder`
     owner/name   of a data set on the hub, or owner/name:configuration
     a .txt file  with a caption in every line, and no images: then each example is empty, [0]
+    prompts      4,000 + 400 captions as a person writes them, and no images: see `data.prompts`
 
     Columns: `image` or `img`, and `text` or `caption`. A source without the split "test" keeps
     every tenth row for it. OSError for what cannot be had or read, ValueError for rows that are no
     captioned images.
     """
     one_of("split", split, SPLITS)
+    if source == "prompts":
+        return _alone(source, split, prompts(split)[:images])
     if source.endswith(".txt"):
-        return _captions_alone(source, split, images)
+        return _captions_in(source, split, images)
     if holds_captions(Path(source)):
         return from_folder(source, size, split=split, captions=True, images=images)
     table, named = _captioned_table(source, split), f"{source}, split {split!r},"
@@ -79,7 +83,7 @@ def _rows_of(split: str, n: int) -> list[int]:
     return [i for i in range(n) if (i % 10 == 9) == (split == "test")]
 
 
-def _captions_alone(source: str, split: str, images: int | None) -> Data:
+def _captions_in(source: str, split: str, images: int | None) -> Data:
     try:
         raw = Path(source).read_bytes()
         text = raw.decode("utf-8-sig")
@@ -100,6 +104,11 @@ def _captions_alone(source: str, split: str, images: int | None) -> Data:
     captions = tuple(lines[i] for i in _rows_of(split, len(lines))[:images])
     if not captions:
         raise ValueError(f"{source} has no caption for the split {split!r}: write one per line.")
+    return _alone(source, split, captions)
+
+
+def _alone(source: str, split: str, captions: tuple[str, ...]) -> Data:
+    """Captions without images."""
     n = len(captions)
     return Data(source, split, torch.empty(n, 0), torch.arange(n), captions, levels=None)
 

@@ -88,7 +88,7 @@ def export(
     if isinstance(student.net, TextUNet) and student.net.timesteps != TIMESTEPS:
         raise ValueError(
             f"This network counts {student.net.timesteps} time steps and the stock scheduler "
-            f"{TIMESTEPS}: distil a teacher that does too, such as stable_diffusion.v_teacher."
+            f"{TIMESTEPS}: give its student a schedule of so many entries, such as v_schedule."
         )
     if w is not None:
         check_weights(w, student.w_range, 1)

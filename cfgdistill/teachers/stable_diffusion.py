@@ -1,9 +1,10 @@
-"""Stable Diffusion 1.x and 2.x as teachers: opened by name, made to say v, with cached data.
+"""Stable Diffusion 1.x and 2.x as teachers: opened by name, seen in v, with cached data.
 
 Nothing is trained here. `stages` does that, with the same functions as for every other teacher:
 get_recipe("sd", "colab", base="stable-diffusion-v1-5/stable-diffusion-v1-5", source="owner/name").
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from cfgdistill.data.captioned import load_captioned
 from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.latents import Latents, cached, cached_latents, latents_key
 from cfgdistill.data.meaning import Prompts
+from cfgdistill.data.prompts import LIGHT, PLACES, STYLES, SUBJECTS
 from cfgdistill.data.tables import last_line
 from cfgdistill.data.text import TextEncoder, build_text_encoder
+from cfgdistill.teachers.rescheduled import rescheduled
 from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub
 from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.environment import default_device, frozen_dtype
@@ -102,9 +105,14 @@ def base_denoiser(pipe) -> Denoiser:
     `GuidedDenoiser(base_denoiser(pipe), empty)` at w equals stock DDIM with trailing steps and
     guidance_scale 1 + w. Conditions are embeddings [b, n, d].
     """
-    schedule, said = own_schedule(pipe), PREDICTIONS[pipe.scheduler.config.prediction_type]
+    schedule = own_schedule(pipe)
     net = TextUNet(pipe.unet, timesteps=len(schedule.alphas_cumprod))
-    return Denoiser(net, schedule, said).eval()
+    return Denoiser(net, schedule, predicts(pipe)).eval()
+
+
+def predicts(pipe) -> str:
+    """What the pipeline's U-Net says: "eps", "v" or "x"."""
+    return PREDICTIONS[pipe.scheduler.config.prediction_type]
 
 
 # What a scheduler of diffusers computes alphas_cumprod from.
@@ -126,11 +134,13 @@ def v_schedule(pipe) -> DiscreteSchedule:
     return own_schedule(pipe).zero_terminal_snr().resampled(TIMESTEPS)
 
 
-def v_teacher(recipe) -> Denoiser:
-    """What the teacher's stage starts from: the base's weights, about to learn to say v.
+def base_and_start(recipe) -> tuple[Denoiser, Denoiser]:
+    """What stage one starts with: its teacher, the base as it is, and its student before the first
+    update, which has the same weights and is to say v.
 
-    eps says nothing about x as t -> 1, and one-step students have nothing but t = 1. With
-    recipe.lora the weights stay, in half precision on a GPU, and low-rank changes are trained.
+    eps says nothing about x as t -> 1, and one-step students have nothing but t = 1. So the student
+    lives on `v_schedule`, and sees the base there too. With recipe.lora both stand on one copy of
+    the weights, in half precision on a GPU, and low-rank changes to it are trained.
     """
     if (recipe.prediction_type, recipe.pretrained) != ("v", True):
         raise ValueError(
@@ -138,15 +148,20 @@ def v_teacher(recipe) -> Denoiser:
             "and pretrained as they are."
         )
     pipe = _open(recipe)
-    unet = pipe.unet
     if recipe.checkpointing:
-        unet.enable_gradient_checkpointing()
+        pipe.unet.enable_gradient_checkpointing()
     if recipe.lora:
         half = frozen_dtype(recipe.precision)
-        net = add_lora(unet, recipe.base, recipe.lora, half=half, seed=recipe.seed)
+        net = add_lora(pipe.unet, recipe.base, recipe.lora, half=half, seed=recipe.seed)
     else:
-        net = TextUNet(unet)
-    return Denoiser(net, v_schedule(pipe), "v")
+        net = TextUNet(pipe.unet)
+    own, said, schedule = own_schedule(pipe), predicts(pipe), v_schedule(pipe)
+    frozen = copy.deepcopy(net)
+    frozen.timesteps = len(own.alphas_cumprod)
+    if recipe.lora:
+        frozen.unet.unload_lora()
+    base = Denoiser(frozen.requires_grad_(False), own, said).eval()
+    return rescheduled(base, schedule), Denoiser(net, schedule, "v")
 
 
 def load_latents(recipe, folder: str | Path, split: str = "train") -> Latents:
@@ -323,8 +338,8 @@ def tiny_pipeline(folder: str | Path, seed: int = 0, prediction_type: str = "eps
         UNet2DConditionModel,
     )
 
-    words = ("a photo of a red apple", "a painting of two cats", "blue heart")
-    text = build_text_encoder(words, vocabulary=600, length=12, width=32, seed=seed)
+    words = [*SUBJECTS, *PLACES, *LIGHT, *STYLES]
+    text = build_text_encoder(words, vocabulary=900, length=40, width=32, seed=seed)
     with seeded(seed):
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL(
