@@ -6,7 +6,7 @@ from PIL import Image
 
 from cfgdistill.data.base import whole_levels
 from cfgdistill.data.named import load_data
-from cfgdistill.judge.plotting import save_images
+from cfgdistill.judge.plotting import image_rows, save_images
 
 
 def test_whole_levels_are_the_nearest_and_undo_a_batch():
@@ -42,3 +42,12 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one_and_names_the_path(
     with pytest.raises(OSError, match="x.png could not be written .*untouched"):
         save_images(x, 1, file)
     assert file.read_text() == "the old one" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_ten_images_in_a_row_are_ninety_pixels_wide_each(side):
+    fig = image_rows({"one": torch.zeros(10, 3, side, side), "two": torch.zeros(10, 3, side, side)})
+    fig.canvas.draw()
+    for axis in fig.axes:
+        (picture,) = axis.images
+        assert picture.get_window_extent().width / 10 >= 90
