@@ -11,6 +11,7 @@ import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import course
 import jupytext
@@ -222,7 +223,7 @@ def test_the_end_of_a_cell_is_a_time_to_copy(keeper, monkeypatch):
     keeper.start()
     keeper.work.mkdir()
     (keeper.work / "a").write_text("a")
-    calls["post_run_cell"]("what IPython 7 and 9 hand over")
+    calls["post_run_cell"](SimpleNamespace(error_in_exec=None))  # as of IPython 7 and 9
     assert back(keeper, "a") == "a"
     while colab._ending:
         colab._ending.pop()()
@@ -341,6 +342,74 @@ def test_after_its_minutes_a_training_stops_with_what_it_has_and_the_same_cell_g
     over, stopped = done.stdout.splitlines()
     assert over.startswith("The 0.0333333 minutes are over. What was trained is kept; run")
     assert stopped == "stopped"
+
+
+def test_a_training_that_is_interrupted_in_its_callers_lines_is_closed_at_the_end_of_the_cell():
+    closed = []
+
+    def training():
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(True)
+
+    def finish(updates):
+        for _ in updates:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        finish(training())
+    assert closed == []  # IPython keeps the error, and with it the arguments of `finish`
+    colab.let_go(SimpleNamespace(error_in_exec=kept.value))
+    assert closed == [True]
+    colab.let_go(SimpleNamespace(error_in_exec=None))
+
+
+CELLS = [
+    """
+from pathlib import Path
+from helpers import tiny_mlp
+from cfgdistill import Optim, Run, load_data, teacher_loss, train
+from cfgdistill.course import colab
+colab.DRIVE, colab.EVERY, data = Path({drive!r}), 1000, load_data("toy", images=300)
+for _ in train(tiny_mlp(), teacher_loss(3, 0.1), data, Optim(1, 8, 1e-2)):
+    pass
+""",
+    "colab.set_up(drive=True, minutes=2 / 60)",
+    """
+for update in train(
+    tiny_mlp(), teacher_loss(3, 0.1), data, Optim(10**6, 8, 1e-2), Run("a", folder="out/a")
+):
+    sum(range(100_000))  # as long as an update, so that either may be interrupted
+""",
+]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the lock's file open")
+def test_in_a_kernel_the_cell_stops_after_its_minutes_and_its_checkpoint_is_on_drive(
+    there, monkeypatch
+):
+    manager = pytest.importorskip("jupyter_client.manager")
+    tests = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", f"{there / 'site'}{os.pathsep}{tests}")
+    monkeypatch.setenv("CI", "1")
+    kernel, client = manager.start_new_kernel(kernel_name="python3", startup_timeout=300)
+    said = []
+    try:
+        for cell in CELLS:
+            client.execute_interactive(
+                cell.format(drive=str(there / "drive")),
+                timeout=600,
+                output_hook=lambda message: said.append(message["content"]),
+            )
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    assert any("minutes are over" in part.get("text", "") for part in said), said
+    assert [part["ename"] for part in said if "ename" in part] == ["KeyboardInterrupt"], said
+    kept = there / "drive" / "MyDrive" / "cfgdistill" / "out" / "a"
+    assert [path.name[:28] for path in kept.iterdir()] == ["training.safetensors@000001-"]
 
 
 def test_another_call_ends_what_an_earlier_one_has_started(there, monkeypatch, capsys):

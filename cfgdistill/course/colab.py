@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +42,8 @@ def set_up(*, drive: bool = False, minutes: float | None = None) -> None:
     if here:
         install_missing()
         print(f"{here}: {machine()}")
+    if drive or minutes is not None:
+        after_cells(let_go)
     if drive:
         from google.colab import drive as google
 
@@ -73,6 +76,23 @@ def stop(minutes: float) -> None:
         "it goes on."
     )
     _thread.interrupt_main()
+
+
+def after_cells(call) -> None:
+    """At the end of every cell, call(result of the cell), until another `set_up`."""
+    if shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)():
+        shell.events.register("post_run_cell", call)
+        _ending.append(lambda: shell.events.unregister("post_run_cell", call))
+
+
+def let_go(result) -> None:
+    """What a cell that was interrupted still holds: a training then writes its checkpoint.
+
+    By itself it does so when it is interrupted in an update; in its caller's lines, only when the
+    generator is let go, and IPython keeps the error with all that its frames know.
+    """
+    if error := getattr(result, "error_in_exec", None):
+        traceback.clear_frames(error.__traceback__)
 
 
 # ---- packages and the GPU -------------------------------------------------------------------
@@ -223,10 +243,7 @@ class Keeper:
 
         threading.Thread(target=watch, daemon=True).start()
         _ending.append(over.set)
-        if shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)():
-            after = lambda *_: self._try()  # noqa: E731
-            shell.events.register("post_run_cell", after)
-            _ending.append(lambda: shell.events.unregister("post_run_cell", after))
+        after_cells(lambda result: self._try())
 
     def _try(self) -> None:
         try:
