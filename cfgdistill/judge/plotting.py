@@ -62,7 +62,7 @@ def mosaic(x: Tensor, columns: int) -> Tensor:
 
 def draw_images(axis, x: Tensor, columns: int, title: str = "") -> None:
     """Draw a mosaic of images [n, c, h, w] in [-1, 1] on an axis."""
-    picture = mosaic(x, columns)
+    picture = mosaic(x, columns).numpy()
     grey = picture.shape[-1] == 1
     axis.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, vmin=0, vmax=1)
     axis.set_axis_off()
