@@ -397,7 +397,7 @@ for name, (w_power, faster, balanced) in trials.items():
         pass
     by_name[name] = short
     by_trial[name] = [sum(mean_loss(short, w, t) for t in times) / len(times) for w in grid]
-    print(f"{name:22s} loss at w = 0: {by_trial[name][0]:.3f}, at w = 4: {by_trial[name][-1]:.2f}")
+    print(f"{name:22s} loss at w = 0: {by_trial[name][0]:.3f}, at w = 4: {by_trial[name][-1]:.3f}")
 
 # %%
 fig, axis = figure(width=6, height=3)
