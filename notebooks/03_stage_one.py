@@ -310,6 +310,10 @@ show(
     "Against t it is small near the data and largest towards the noise.",
 )
 
+# %%
+# NBVAL_CHECK_OUTPUT
+print(f"its loss at twice the w: {fresh_by_w[-1] / fresh_by_w[len(grid) // 2]:.2f} times as large")
+
 # %% [markdown]
 # ## 4. Why small $w$ is the hard part
 #
@@ -507,7 +511,17 @@ assert checks.delivered(delivered).startswith("Right")
 # </details>
 
 # %% [markdown]
-# `delivered_w` of the package does this on noised training images. Beside it stands the best answer $w^*$ of a student that cannot see
+# `delivered_w` of the package does this on noised training images. **Does it know the pair and the fresh student?** The one does all that it is asked, the other ignores it.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for name, model in (("the pair", teacher), ("the fresh student", student)):
+    print(
+        f"{name}, asked for w = 2, delivers {abs(delivered_w(model, teacher, data, 2.0, n=64)):.2f}"
+    )
+
+# %% [markdown]
+# And the four trials? Beside what they deliver stands the best answer $w^*$ of a student that cannot see
 # $w$ at all, $w^* = \mathbb{E}[k\, w] / \mathbb{E}[k]$ (exercise 3).
 
 # %%
