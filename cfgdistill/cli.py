@@ -262,6 +262,8 @@ def parser() -> argparse.ArgumentParser:
         help="one guidance weight for good, for tools that know no input for it (text-to-image)",
     )
     export.add_argument("--onnx", action="store_true", help="as ONNX, for runtimes without Python")
+    export.add_argument("--lora", action="store_true", help="as a LoRA file for the base, at --w")
+    export.add_argument("--half", action="store_true", help="the pipeline in half precision")
     return top
 
 
@@ -472,14 +474,20 @@ def _export(given) -> dict:
 
     Text-to-image students become a StableDiffusionPipeline, class-conditional ones a pipeline whose
     code lies in the folder. The model card says which steps and weights it was trained for. With
-    --onnx, one or two ONNX files and a student.json with all that sampling needs beside them.
+    --onnx, one or two ONNX files and a student.json with all that sampling needs beside them. With
+    --lora, low-rank changes to a base as a file for its stock pipeline, at one guidance weight.
     """
     from cfgdistill.data.meaning import Classes
+    from cfgdistill.export.lora import export_lora
     from cfgdistill.export.onnx import export_onnx
     from cfgdistill.export.stock import export
     from cfgdistill.teachers.files import card_of
 
     model, card = _load(given.folder), card_of(given.folder)
+    if given.onnx + given.lora + given.half > 1:
+        raise ValueError("--onnx, --lora and --half are three kinds of files: say one of them.")
+    if given.lora and given.w is None:
+        raise ValueError("A LoRA file has one guidance weight for good: say it with --w.")
     if given.onnx:
         if given.w is not None:
             raise ValueError("ONNX files have an input for w: leave --w out.")
@@ -489,12 +497,15 @@ def _export(given) -> dict:
         "minutes of its own training": card.get("minutes"),
         "weights": card["sha256"],
     }
+    if given.lora:
+        return {"folder": str(export_lora(model, given.to, w=given.w, about=about))}
     meaning = model.meaning
     if isinstance(meaning, Classes):
         parts = {"class_names": meaning.names}
     else:
         parts = {"vae": meaning.vae, "text": meaning.text}
-    return {"folder": str(export(model, given.to, w=given.w, about=about, **parts))}
+    how = {"w": given.w, "half": given.half, "about": about}
+    return {"folder": str(export(model, given.to, **how, **parts))}
 
 
 # ---- what the verbs share -------------------------------------------------------------------

@@ -31,6 +31,7 @@ from cfgdistill.data.hub import name_and_revision
 from cfgdistill.data.latents import Latents
 from cfgdistill.data.prompts import SUBJECTS, prompts
 from cfgdistill.data.text import TextEncoder
+from cfgdistill.export.lora import export_lora
 from cfgdistill.export.stock import export
 from cfgdistill.teachers.files import load
 from cfgdistill.teachers.stable_diffusion import (
@@ -542,6 +543,62 @@ def test_an_exported_student_is_a_plain_pipeline_that_makes_the_same_latents(
     torch.testing.assert_close(one, pixels, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("w", [0.0, 3.0])
+def test_a_lora_file_makes_the_student_of_the_stock_base(base, pipe, text, tmp_path, w):
+    student = moved(add_w_conditioning(new_student(base), (0.0, 8.0)))
+    export_lora(student, tmp_path, w=w)
+    stock = StableDiffusionPipeline.from_pretrained(base)
+    stock.set_progress_bar_config(disable=True)
+    stock.load_lora_weights(tmp_path)
+    stock.scheduler = DDIMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    calls = []
+    stock.unet.register_forward_hook(lambda *given: calls.append(1))
+    for steps in (1, 2, 4):
+        calls.clear()
+        how = {"num_inference_steps": steps, "guidance_scale": 1.0, "output_type": "latent"}
+        found = stock(CAPTIONS, latents=noise(), **how).images
+        ours = last(ddim(student, noise(), steps, embed(text, CAPTIONS), w))
+        other = last(ddim(student, noise(), steps, embed(text, CAPTIONS), 3.0 - w))
+        assert len(calls) == steps
+        error = (found - ours).abs().max()
+        assert error < 4e-3 * ours.abs().max()  # in half precision
+        assert error < 0.1 * (other - ours).abs().max()  # so w arrives
+    card = (tmp_path / "README.md").read_text()
+    for words in ("load_lora_weights", "guidance_scale=1)", "w = 3 for good" if w else "w = 0 for"):
+        assert words in card
+    assert "the base's own, if" in card and "zero terminal SNR" in card
+
+
+def test_what_is_no_low_rank_change_is_not_written_as_one(base, tmp_path):
+    student = add_w_conditioning(new_student(base, lora=0), (0.0, 8.0))
+    with refused(ValueError, "all weights of its own", "lora=64"):
+        export_lora(student, tmp_path / "x", w=3.0)
+    with refused(ValueError, "w = 9 is outside [0, 8]"):
+        export_lora(add_w_conditioning(new_student(base), (0.0, 8.0)), tmp_path / "x", w=9.0)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_pipeline_in_half_precision_is_half_as_large_and_the_student_stays(
+    base, pipe, text, tmp_path
+):
+    student = moved(add_w_conditioning(new_student(base), (0.0, 8.0)))
+    how = {"vae": VAEEncoder(pipe.vae), "text": TextEncoder(pipe.tokenizer, pipe.text_encoder)}
+    whole, half = (export(student, tmp_path / n, half=n == "half", **how) for n in ("full", "half"))
+    for part in ("unet", "vae"):
+        file = f"{part}/diffusion_pytorch_model.safetensors"
+        assert {t.dtype for t in read_tensors(half / file)[0].values()} == {torch.float16}
+        assert (half / file).stat().st_size < 0.6 * (whole / file).stat().st_size
+    assert next(pipe.vae.parameters()).dtype == torch.float32
+    card = (half / "README.md").read_text()
+    assert "import torch\nfrom diffusers" in card and "(folder, torch_dtype=torch.float16)" in card
+    stock = StableDiffusionPipeline.from_pretrained(half, torch_dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+    how = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "latent"}
+    found = stock(CAPTIONS, latents=noise(), **how).images
+    ours = last(ddim(student, noise(), 2, embed(text, CAPTIONS), 3.0))
+    assert (found - ours).abs().max() < 1e-2 * ours.abs().max()
+
+
 def test_a_student_on_the_bases_own_1000_steps_is_not_exported(pipe, text, tmp_path):
     own = base_denoiser(pipe)
     own = Denoiser(own.net, own.schedule, "v")
@@ -570,6 +627,8 @@ def test_from_the_command_line_a_base_becomes_a_student_a_picture_and_a_stock_fo
     sampled = verb("sample", folder, "--prompt", CAPTIONS[1], "--n", 1, "--w", 3, "--to", file)
     assert sampled["nfe"] == 2
     verb("export", folder, "--to", tmp_path / "stock")
+    verb("export", folder, "--to", tmp_path / "lora", "--lora", "--w", 3)
+    assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").exists()
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")
     stock.set_progress_bar_config(disable=True)
     how = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "pt"}

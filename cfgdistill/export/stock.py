@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
 from cfgdistill.core.denoiser import Denoiser, check_weights, ranges
 from cfgdistill.core.guidance import embed_w
@@ -52,28 +53,8 @@ def check_student(student: Denoiser) -> None:
         )
 
 
-def export(
-    student: Denoiser,
-    folder: str | Path,
-    *,
-    vae: VAEEncoder | None = None,
-    text: TextEncoder | None = None,
-    class_names: tuple[str, ...] = (),
-    w: float | None = None,
-    about: dict | None = None,
-) -> Path:
-    """Write `student` as a stock diffusers pipeline, with a model card; the folder's path.
-
-    A text student needs its autoencoder and its text encoder, and becomes a
-    StableDiffusionPipeline. A class-conditional student becomes a pipeline of its own, whose code
-    lies in the folder, with `vae` or the autoencoder that it knows itself, if its samples are
-    latents. `about` (JSON) goes into the model card: data, cost, results.
-    With `w`, a text student has that one guidance weight for good, and no input for it: for tools
-    that know no such input. They call it with guidance_scale=1.
-
-    The folder is new, empty or an earlier export, which is replaced when all is written: OSError
-    where anything else lies in it, or where there is no room.
-    """
+def check_exported(student: Denoiser) -> None:
+    """ValueError for what stock pipelines could not sample from."""
     check_student(student)
     if len(ranges(student.w_range)) > 1:
         raise ValueError(
@@ -90,12 +71,41 @@ def export(
             f"This network counts {student.net.timesteps} time steps and the stock scheduler "
             f"{TIMESTEPS}: give its student a schedule of so many entries, such as v_schedule."
         )
+
+
+def export(
+    student: Denoiser,
+    folder: str | Path,
+    *,
+    vae: VAEEncoder | None = None,
+    text: TextEncoder | None = None,
+    class_names: tuple[str, ...] = (),
+    w: float | None = None,
+    half: bool = False,
+    about: dict | None = None,
+) -> Path:
+    """Write `student` as a stock diffusers pipeline, with a model card; the folder's path.
+
+    A text student needs its autoencoder and its text encoder, and becomes a
+    StableDiffusionPipeline. A class-conditional student becomes a pipeline of its own, whose code
+    lies in the folder, with `vae` or the autoencoder that it knows itself, if its samples are
+    latents. `about` (JSON) goes into the model card: data, cost, results.
+    With `w`, a text student has that one guidance weight for good, and no input for it: for tools
+    that know no such input. They call it with guidance_scale=1.
+    With `half`, all weights are written in half precision, at half the size.
+
+    The folder is new, empty or an earlier export, which is replaced when all is written: OSError
+    where anything else lies in it, or where there is no room.
+    """
+    check_exported(student)
     if w is not None:
         check_weights(w, student.w_range, 1)
         if not isinstance(student.net, TextUNet):
             raise ValueError(
                 "The pipeline of a class-conditional student takes w itself: leave w out."
             )
+    if half and not isinstance(student.net, TextUNet):
+        raise ValueError("Only text-to-image pipelines are written in half: leave half out.")
     scheduler = stock_scheduler(student.schedule)
     if isinstance(student.net, TextUNet):
         pipeline = _text_pipeline(student, scheduler, vae, text)
@@ -112,6 +122,10 @@ def export(
     else:
         raise ValueError("Only image models can be exported, not those of points.")
     card = model_card(student, about or {}, class_names, w)
+    if half:
+        pipeline = copy.deepcopy(pipeline).to(torch.float16)
+        card = card.replace("from diffusers import", "import torch\nfrom diffusers import", 1)
+        card = card.replace("(folder)", "(folder, torch_dtype=torch.float16)", 1)
 
     def write(made: Path) -> None:
         pipeline.save_pretrained(made)
@@ -213,12 +227,18 @@ def fold_w(unet, w: float):
     """
     unet = copy.deepcopy(unet)
     embedding = unet.time_embedding
-    features = embed_w(torch.tensor([float(w)]), embedding.cond_proj.in_features)[0]
-    added = embedding.linear_1.weight @ embedding.cond_proj(features.to(embedding.cond_proj.weight))
-    embedding.linear_1.bias += added
+    embedding.linear_1.bias += added_by_w(unet, w)
     embedding.cond_proj = None
     unet.register_to_config(time_cond_proj_dim=None)
     return unet
+
+
+def added_by_w(unet, w: float) -> Tensor:
+    """What the projection of w is behind the linear layer that follows, in float32."""
+    embedding = unet.time_embedding
+    features = embed_w(torch.tensor([float(w)]), embedding.cond_proj.in_features)[0]
+    projected = embedding.cond_proj(features.to(embedding.cond_proj.weight))
+    return embedding.linear_1.weight.float() @ projected.float()
 
 
 def _class_pipeline(student, scheduler, vae, class_names):
@@ -238,7 +258,11 @@ def _class_pipeline(student, scheduler, vae, class_names):
 
 
 def model_card(
-    student: Denoiser, about: dict, class_names: tuple[str, ...] = (), w: float | None = None
+    student: Denoiser,
+    about: dict,
+    class_names: tuple[str, ...] = (),
+    w: float | None = None,
+    as_lora: bool = False,
 ) -> str:
     """What a user must know: how it is called, and what this pipeline does not do."""
     low, high = student.w_range
@@ -258,11 +282,23 @@ def model_card(
         "# A distilled, guided diffusion model",
         "",
         "```python",
-        "from diffusers import DiffusionPipeline",
+        f"from diffusers import {'DDIMScheduler, ' if as_lora else ''}DiffusionPipeline",
         "",
         'folder = "."  # where this file lies',
     ]
-    if text:
+    if as_lora:
+        base = student.net.base if named else "the pipeline that the student was made from"
+        lines += [
+            f"pipe = DiffusionPipeline.from_pretrained({json.dumps(base)})",
+            "pipe.load_lora_weights(folder)",
+            'pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")',
+            f'image = pipe("red heart", {call}).images[0]',
+            "```",
+            "",
+            "A LoRA file for this base alone. It goes with the scheduler in this folder, which "
+            "counts 1024 steps and ends in noise, and not with the base's own.",
+        ]
+    elif text:
         lines += [
             "pipe = DiffusionPipeline.from_pretrained(folder)",
             f'image = pipe("red heart", {call}).images[0]',
@@ -295,9 +331,12 @@ def model_card(
     ]
     if text:
         lines += [
-            "- **Negative prompts have no effect**: there is no second evaluation to put them in.",
-            "- **No safety checker**: this pipeline has none, whatever its base came with. Look at "
-            "what it draws before you show it to others.",
+            "- **Negative prompts have no effect**: they need a second evaluation at every step, "
+            "which this pipeline does not make. cfgdistill's own `sample(negative=...)` does.",
+            "- **Safety checker**: the base's own, if the pipeline has one."
+            if as_lora
+            else "- **No safety checker**: this pipeline has none, whatever its base came with. "
+            "Look at what it draws before you show it to others.",
         ]
     else:
         names = f": {', '.join(class_names)}" if class_names else ""
