@@ -43,10 +43,14 @@ import importlib.util
 import subprocess
 import sys
 
-if importlib.util.find_spec("cfgdistill") is None:  # on Colab, say
-    source = "cfgdistill[sd] @ git+https://github.com/cfgdistill/cfgdistill"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+if importlib.util.find_spec("cfgdistill") is None:  # on Colab or Kaggle: the project alone
+    source = "cfgdistill @ git+https://github.com/cfgdistill/cfgdistill"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", source], check=True)
+from cfgdistill.course.colab import set_up
 
+set_up(drive=False, minutes=None)  # keep checkpoints on Drive? stop after so many minutes?
+
+# %%
 import os
 from pathlib import Path
 
