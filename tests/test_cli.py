@@ -93,8 +93,9 @@ MODELS = {
 
 # `python -m cfgdistill` in forks of a process that has done most of the imports.
 FORK = """
-import json, os, runpy, sys
+import json, os, runpy, sys, warnings
 import cfgdistill.course.stages, sklearn.datasets
+warnings.filterwarnings("ignore", "This process .* is multi-threaded")  # of Python 3.12, on fork
 for words in json.loads(sys.argv[1]):
     if not (child := os.fork()):
         os.dup2(os.open(f"{words[0]}.out", os.O_WRONLY | os.O_CREAT), 1)
