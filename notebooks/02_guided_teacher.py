@@ -640,7 +640,7 @@ show(
 # less diverse than the data. Recall says it more plainly, it falls to less than half from $w = 0$ to 3. (A little guidance need not cost anything by this measure. On CIFAR-10, where many
 # unguided samples look like nothing in particular, $w = 1$ is as good as 0; on digits, which are easy, 0 is best.)
 #
-# Then go left. Down to 64 evaluations almost nothing is lost on digits (0.73 becomes 0.75 at $w = 0$). At 16 the distance at $w = 0$ is twice
+# Then go left. Down to 64 evaluations almost nothing is lost on digits (0.73 becomes 0.75 at $w = 0$). At 16 the distance at $w = 0$ is about twice
 # as large on either data set, and from there on it shoots up.
 #
 # At the left edge the curves have **crossed**: with one step, $w = 0$ is last by far. One step
