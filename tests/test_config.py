@@ -199,7 +199,7 @@ def test_every_flag_of_the_environment_is_read_by_the_one_parser():
     for file in Path(cfgdistill.__file__).parent.rglob("*.py"):
         read |= set(re.findall(r"environ(?:\.get\(|\[)\s*(\w+|\".+?\")", file.read_text()))
     # Numbers, folders, the parser's own, and what a launcher set (LAUNCHER's keys).
-    folders = {'"CFGDISTILL_DATA"', '"CFGDISTILL_CACHE"'}
+    folders = {'"CFGDISTILL_DATA"', '"CFGDISTILL_CACHE"', '"CFGDISTILL_OUT"'}
     numbers = {'"RANK"', '"WORLD_SIZE"', '"FSDP_VERSION"'}
     assert read <= folders | numbers | {'"TQDM_DISABLE"', "name", "key"}
 
