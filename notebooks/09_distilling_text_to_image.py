@@ -57,6 +57,7 @@ set_up(drive=False, minutes=None)  # keep checkpoints on Drive? stop after so ma
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -67,6 +68,8 @@ from cfgdistill import (
     GuidedDenoiser,
     TextEncoder,
     ddim,
+    delivered_by_samples,
+    delivered_w,
     generate,
     get_recipe,
     last,
@@ -83,9 +86,18 @@ from cfgdistill.course.stages import (
     train_stage_two,
     train_teacher,
     training_minutes,
+    w_ladder,
 )
 from cfgdistill.export.stock import export
-from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
+from cfgdistill.judge.plotting import (
+    COLORS,
+    asked_against_delivered,
+    draw_images,
+    figure,
+    log_y,
+    sample_grid,
+    show,
+)
 from cfgdistill.training.checkpoints import provenance, write_text
 from cfgdistill.training.environment import flag
 
@@ -333,6 +345,12 @@ assert checks.share_before_halving(share_before_halving).startswith("Right")
 #
 # </details>
 
+# %%
+at_one = {(row["model"], row["steps"]): row["distance_to_teacher"] for row in rows if row["w"] == 1}
+print("stage one's share of the mean squared error at w = 1, by the student's steps:")
+before = at_one["stage_one", 16]
+print(", ".join(f"{(before / at_one['student', n]) ** 2:.0%} ({n})" for n in shown))
+
 # %% [markdown]
 # **Where is it lost?** Stage one at 16 steps, before any halving, has a distance of 0.056 already ($w = 1$). In mean squares, which add up where
 # errors are independent, that is 72 % of what the 8-step student has (0.066), 46 % at 4 steps and 23 % at one. The rest came in with the halvings,
@@ -341,6 +359,33 @@ assert checks.share_before_halving(share_before_halving).startswith("Right")
 # The retrieval score of the 4-step student is 7 points below the teacher's, and that of the 8-step student 1. With 150 samples each score has a
 # standard error of 4 points, and the difference of two independent ones 5.5: not even 7 points are certain. And the matcher is no judge of steps: at
 # $w = 0$ it prefers the teacher with *fewer*, perhaps because those pictures are closer to the average of what fits the caption.
+#
+# **Does the dial work?** As in notebooks 03 and 04: the $w$ that stage one's network delivers on noised training pictures, and the $w$ at which the teacher's
+# pictures from the same noise are nearest to a student's.
+
+# %%
+asked = [recipe.w_min + (recipe.w_max - recipe.w_min) * share / 4 for share in range(5)]
+few = min(48, recipe.samples)
+own = {w: delivered_w(stage_one, teacher, data, w, n=8 * few) for w in asked}
+given = {"stage one, its network": own}
+rungs = dict(steps=16, weights=w_ladder(recipe))
+ladder = teachers_own(teacher, data, replace(recipe, samples=few), out, **rungs)
+again = dict(shape=data.shape, labels=data.prompts(few)[0], seed=seed, decode=data.decode)
+for steps in (shown[1], shown[-1]):
+    given[f"samples, {steps} step{'s' * (steps > 1)}"] = {
+        w: delivered_by_samples(generate(students[steps], steps=steps, w=w, **again), ladder)
+        for w in asked
+    }
+for name, line in given.items():
+    print(f"{name:24s}", ", ".join(f"{w:g}: {nearest:.2f}" for w, nearest in line.items()))
+show(
+    asked_against_delivered(given),
+    alt="The w that is delivered against the w that was asked for, beside the diagonal: for stage one's network, and for samples of the "
+    "students of four steps and of one.",
+)
+
+# %% [markdown]
+# DELIVERED
 #
 # <details><summary><b>What helped stage one?</b> Trials of 300 updates (no cell here repeats them)</summary>
 #
