@@ -4,7 +4,7 @@ from cfgdistill.data.named import has_cifar10
 
 
 def at_hand() -> str:
-    """ "cifar10" where it is on this disk, else "digits", which comes with scikit-learn."""
+    """The data set to take: "cifar10" where it is on this disk, else "digits"."""
     return "cifar10" if has_cifar10() else "digits"
 
 
