@@ -4,7 +4,6 @@ A notebook's first cell installs this package alone and calls `set_up`, which do
 module imports nothing but Python before it has looked at what is there.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -258,5 +257,6 @@ class Keeper:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    from cfgdistill.training.checkpoints import sha256
+
+    return sha256(path)

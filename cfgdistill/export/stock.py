@@ -121,11 +121,9 @@ def export(
         )
     else:
         raise ValueError("Only image models can be exported, not those of points.")
-    card = model_card(student, about or {}, class_names, w)
+    card = model_card(student, about or {}, class_names, w, half=half)
     if half:
         pipeline = copy.deepcopy(pipeline).to(torch.float16)
-        card = card.replace("from diffusers import", "import torch\nfrom diffusers import", 1)
-        card = card.replace("(folder)", "(folder, torch_dtype=torch.float16)", 1)
 
     def write(made: Path) -> None:
         pipeline.save_pretrained(made)
@@ -262,7 +260,9 @@ def model_card(
     about: dict,
     class_names: tuple[str, ...] = (),
     w: float | None = None,
+    *,
     as_lora: bool = False,
+    half: bool = False,
 ) -> str:
     """What a user must know: how it is called, and what this pipeline does not do."""
     low, high = student.w_range
@@ -282,6 +282,7 @@ def model_card(
         "# A distilled, guided diffusion model",
         "",
         "```python",
+        *(["import torch"] if half else []),
         f"from diffusers import {'DDIMScheduler, ' if as_lora else ''}DiffusionPipeline",
         "",
         'folder = "."  # where this file lies',
@@ -299,8 +300,9 @@ def model_card(
             "counts 1024 steps and ends in noise, and not with the base's own.",
         ]
     elif text:
+        dtype = ", torch_dtype=torch.float16" if half else ""
         lines += [
-            "pipe = DiffusionPipeline.from_pretrained(folder)",
+            f"pipe = DiffusionPipeline.from_pretrained(folder{dtype})",
             f'image = pipe("red heart", {call}).images[0]',
             "```",
             "",

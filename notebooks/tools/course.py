@@ -473,7 +473,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         if not verb.startswith("demo"):
             command.add_argument("names", nargs="*", help="such as 02; default: all")
         # A notebook that is built finds out by itself: see cfgdistill.course.walk.
-        command.add_argument("--dataset", default=None if verb == "build" else "digits")
+        command.add_argument("--dataset", default="" if verb == "build" else "digits")
         command.add_argument("--profile", default=profile)
         command.add_argument("--out", type=Path, default=Path(out))
         if verb != "build":
@@ -504,7 +504,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(kernel_environment(Path(folder)))
         if options.verb == "build":
-            os.environ["CFGDISTILL_DATASET"] = options.dataset or ""
+            os.environ["CFGDISTILL_DATASET"] = options.dataset
             os.environ["CFGDISTILL_PROFILE"] = options.profile
             for script in select(options.notebooks, options.names):
                 build(script, out)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 from book import REPOSITORY, fetch
-from course import ROOT, mathml, select
+from course import CHECKED, ROOT, mathml, select
 from nbformat import NotebookNode
 
 LONGEST = 12  # lines of code that a slide shows
@@ -136,7 +136,7 @@ def _code(cell: NotebookNode) -> NotebookNode:
         else:
             text = output.get("text") or data.get("text/plain", "")
             printed.append(f"<pre>{html.escape(text)}</pre>")
-    lines = cell.source.removeprefix("# NBVAL_CHECK_OUTPUT\n").strip()
+    lines = cell.source.removeprefix(CHECKED).strip()
     cell.source = "" if pictures or lines.count("\n") >= LONGEST else lines
     cell.outputs = [
         nbformat.v4.new_output("display_data", {"text/html": shown})
