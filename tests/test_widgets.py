@@ -28,7 +28,7 @@ def drawn():
 def draw(drawn):
     def draw(**values):
         drawn.append(values)
-        return figure(width=1, height=1)[0]
+        return figure(width=1.0, height=1.0)[0]
 
     return draw
 
