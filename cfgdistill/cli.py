@@ -402,7 +402,7 @@ def _evaluate(given) -> dict:
     from cfgdistill.judge.imagenet import ImageNetClassifier
     from cfgdistill.judge.metrics import FID_SAMPLES, Judge, evaluate, published_fid, samples
     from cfgdistill.teachers.drawing import STEPS, sampler_of
-    from cfgdistill.training.checkpoints import provenance, write_text
+    from cfgdistill.training.checkpoints import provenance, write_json
 
     one_of("judge", given.judge, ("own", "imagenet"))
     given.folder = _place(given.folder)
@@ -462,7 +462,7 @@ def _evaluate(given) -> dict:
     result = {"meta": about, "rows": rows}
     if given.to and _rank() == 0:
         try:
-            write_text(Path(given.to), json.dumps(result, indent=1))
+            write_json(Path(given.to), result)
         except OSError:  # the place was good, minutes ago: nothing is lost
             print(json.dumps(result, indent=1), flush=True)
             raise

@@ -61,29 +61,11 @@ import time
 
 import torch
 
-from cfgdistill import (
-    MLP,
-    CosineSchedule,
-    Denoiser,
-    GuidedDenoiser,
-    Optim,
-    Run,
-    ddim,
-    ddim_step,
-    distill_progressively,
-    guide,
-    last,
-    load_data,
-    per_example,
-    pinwheel,
-    progressive_target,
-    stage_one_loss,
-    train,
-)
+import cfgdistill as cd
 from cfgdistill.core.names import one_of
 from cfgdistill.course import checks
-from cfgdistill.judge.plotting import COLORS, figure, show
-from cfgdistill.training.checkpoints import provenance
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 
 # %% tags=["parameters"]
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
@@ -98,23 +80,27 @@ seed = 0
 # **What do we want to be able to draw?** New points of a class that we name.
 
 # %% slideshow={"slide_type": "fragment"}
-data = load_data("toy")
+data = cd.load_data("toy")
 x, labels = data.all()
 
 
 def scatter(axis, points, classes, title="", reach=2.5, s=5, alpha=0.5):
     """Points of the plane, coloured by class."""
     for label in range(3):
-        axis.scatter(*points[classes == label].T, s=s, alpha=alpha, lw=0, color=COLORS[label])
+        axis.scatter(
+            *points[classes == label].T, s=s, alpha=alpha, lw=0, color=plotting.COLORS[label]
+        )
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.set_title(title, fontsize=10)
 
 
-fig, axis = figure(width=3.6, height=3.6)
+fig, axis = plotting.figure(width=3.6, height=3.6)
 scatter(axis, x[:3000], labels[:3000], reach=2)
 axis.legend([f"{name} class" for name in data.class_names], markerscale=4, frameon=False)
-show(fig, alt="Three classes of points in the plane: spiral arms that start at the centre.")
+plotting.show(
+    fig, alt="Three classes of points in the plane: spiral arms that start at the centre."
+)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 2. A denoiser, and here we know the best one
@@ -184,7 +170,7 @@ assert checks.average(average).startswith("Right")
 # softmax of the exponents is enough.)
 
 # %%
-mixture, schedule = pinwheel(), CosineSchedule()
+mixture, schedule = cd.pinwheel(), cd.CosineSchedule()
 
 
 def exact_x(z, t, means, std):
@@ -223,16 +209,16 @@ print("our formula is the package's denoiser, with and without a class: True")
 
 # %% slideshow={"slide_type": "fragment"}
 eps = torch.randn(25, 2, generator=generator)
-fig, axes = figure(1, 3, width=9.6, height=3.4)
+fig, axes = plotting.figure(1, 3, width=9.6, height=3.4)
 for axis, t in zip(axes, (0.2, 0.5, 0.9), strict=True):
-    z_t = schedule.add_noise(x[:25], eps, per_example(t, eps))
+    z_t = schedule.add_noise(x[:25], eps, cd.per_example(t, eps))
     guess = exact(z_t, t, nothing[:25]).x
     scatter(axis, x[:1500], labels[:1500], f"t = {t}", reach=2.8)
     arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.005}
     axis.quiver(*z_t.T, *(guess - z_t).T, headwidth=3.5, headlength=4, **arrows)
     axis.scatter(*z_t.T, s=14, facecolor="white", edgecolor="black", lw=0.8, zorder=3)
 alt = "Arrows from noisy points, drawn as white circles, to guesses of x. At t = 0.2 they are short and end on the nearest arm; at t = 0.5 on and between the arms; at t = 0.9 all of them end close to the centre."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # With little noise the guess is the nearest piece of an arm: there is not much to average over. With
@@ -266,14 +252,14 @@ def walk(denoiser, z, steps, cond, w=None):
 
 
 path = walk(exact, z, 128, first)
-torch.testing.assert_close(path[-1], last(ddim(exact, z, 128, first)))
+torch.testing.assert_close(path[-1], cd.last(cd.ddim(exact, z, 128, first)))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **How does a point get from noise to data?** 40 walks of 128 steps, once without a class and once with the
 # first class.
 
 # %% slideshow={"slide_type": "fragment"}
-fig, axes = figure(1, 2, width=7.2, height=3.7)
+fig, axes = plotting.figure(1, 2, width=7.2, height=3.7)
 for axis, cond, title in zip(axes, (nothing, first), ("no class", "first class"), strict=True):
     path = walk(exact, z[:40], 128, cond[:40])
     scatter(axis, x[:2000], labels[:2000], title, reach=3.7)
@@ -281,7 +267,7 @@ for axis, cond, title in zip(axes, (nothing, first), ("no class", "first class")
     axis.scatter(*path[0].T, s=10, facecolor="white", edgecolor="black", lw=0.7, zorder=3)
     axis.scatter(*path[-1].T, s=12, color="black", zorder=3)
 alt = "Curved paths from white circles (noise) to black dots (samples). Without a class the dots lie on all three arms, with the first class all on the first arm."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # White circles are noise, black dots are samples. Two paths may cross on paper, but never at the same $t$:
@@ -301,13 +287,13 @@ show(fig, alt=alt)
 
 # %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
-teacher = GuidedDenoiser(exact, null=3)
+teacher = cd.GuidedDenoiser(exact, null=3)
 with_class, without = exact(z, 0.6, first).x, exact(z, 0.6, nothing).x
-torch.testing.assert_close(teacher(z, 0.6, first, 2.0).x, guide(with_class, without, 2.0))
-print("by hand, (1 + 3) * 2 - 3 * 1 =", guide(2, 1, 3))
+torch.testing.assert_close(teacher(z, 0.6, first, 2.0).x, cd.guide(with_class, without, 2.0))
+print("by hand, (1 + 3) * 2 - 3 * 1 =", cd.guide(2, 1, 3))
 
 teacher.nfe = 0
-last(ddim(teacher, z, 128, first, 2.0))
+cd.last(cd.ddim(teacher, z, 128, first, 2.0))
 print("network evaluations (NFE) of one guided sample in 128 steps:", teacher.nfe)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -316,16 +302,18 @@ print("network evaluations (NFE) of one guided sample in 128 steps:", teacher.nf
 # %% slideshow={"slide_type": "fragment"}
 noise = torch.randn(1200, 2, generator=torch.Generator().manual_seed(seed + 1))
 classes = torch.arange(1200) % 3
-reference = {w: last(ddim(teacher, noise, 128, classes, w)) for w in (0.0, 1.0, 3.0)}
+reference = {w: cd.last(cd.ddim(teacher, noise, 128, classes, w)) for w in (0.0, 1.0, 3.0)}
 
 
 def panels(pictures, columns, alt, reach=2.5):
     """{title: points} as a grid of panels."""
     rows = len(pictures) // columns
-    fig, axes = figure(rows, columns, width=8.6, height=9.2 / columns * rows, squeeze=False)
+    fig, axes = plotting.figure(
+        rows, columns, width=8.6, height=9.2 / columns * rows, squeeze=False
+    )
     for axis, (title, points) in zip(axes.flat, pictures.items(), strict=True):
         scatter(axis, points, classes, title, reach)
-    show(fig, alt=alt)
+    plotting.show(fig, alt=alt)
 
 
 alt = "Samples of three classes at w = 0, 1 and 3. At 0 the arms meet in the centre as in the data; the larger w is, the further they draw apart, and the narrower they are."
@@ -390,7 +378,7 @@ assert checks.landing(landing).startswith("Right")
 pictures = {}
 for w in (0.0, 3.0):
     for steps in (1, 2, 4):
-        sample = last(ddim(teacher, noise, steps, classes, w))
+        sample = cd.last(cd.ddim(teacher, noise, steps, classes, w))
         pictures[f"w = {w:g}, {steps} x 2 = {2 * steps} NFE"] = sample
     pictures[f"w = {w:g}, 128 x 2 = 256 NFE"] = reference[w]
 alt = "The exact teacher in 1, 2, 4 and 128 steps, at w = 0 and 3. One step gives one point per class, at w = 3 far outside the data; two and four steps give deformed arms."
@@ -438,13 +426,13 @@ size = SIZES[one_of("profile", profile, SIZES)]
 W_RANGE = (0.0, 4.0)  # the guidance weights that the students learn
 
 torch.manual_seed(seed)
-student = Denoiser(MLP(), schedule, w_range=W_RANGE, num_classes=3)
-loss = stage_one_loss(teacher, W_RANGE)
+student = cd.Denoiser(cd.MLP(), schedule, w_range=W_RANGE, num_classes=3)
+loss = cd.stage_one_loss(teacher, W_RANGE)
 # Two dimensions are too small for a GPU to help.
-how = Run("stage-one", seed=seed, device="cpu")
+how = cd.Run("stage-one", seed=seed, device="cpu")
 
 started = time.perf_counter()
-updates = train(student, loss, data, Optim(size["stage_one"], size["batch"], rate=6e-3), how)
+updates = cd.train(student, loss, data, cd.Optim(size["stage_one"], size["batch"], rate=6e-3), how)
 losses = [update.loss for update in updates]
 print(f"stage one: {len(losses)} updates, {time.perf_counter() - started:.0f} s")
 print(f"loss of the first update {losses[0]:.3f}, mean of the last 20 {sum(losses[-20:]) / 20:.5f}")
@@ -455,15 +443,15 @@ print(f"loss of the first update {losses[0]:.3f}, mean of the last 20 {sum(losse
 # The error in the titles is the root of the mean squared distance per coordinate (rmse).
 
 # %% slideshow={"slide_type": "fragment"}
-fig, axes = figure(1, 3, width=10.5, height=3.8)
+fig, axes = plotting.figure(1, 3, width=10.5, height=3.8)
 for axis, (w, target) in zip(axes, reference.items(), strict=True):
-    target, sample = target[:150], last(ddim(student, noise[:150], 128, classes[:150], w))
+    target, sample = target[:150], cd.last(cd.ddim(student, noise[:150], 128, classes[:150], w))
     rmse = (sample - target).square().mean().sqrt()
     axis.scatter(*target.T, s=60, color="0.82", lw=0)
     axis.plot(*torch.stack([sample, target]).permute(2, 0, 1), color="black", lw=0.8)
     scatter(axis, sample, classes[:150], f"w = {w:g}, rmse {rmse:.3f}", reach=2.1, s=14, alpha=1)
 alt = "Student samples as coloured dots on teacher samples as grey discs, at w = 0, 1 and 3. At the laptop profile the dots lie on their discs at w = 1 and 3; at w = 0 about one in ten, most of them near the centre, lies beside it."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # At the `laptop` profile the dots lie on their discs at $w = 1$ and 3. At $w = 0$ about one in ten does not. **Why is
@@ -472,7 +460,7 @@ show(fig, alt=alt)
 # %% slideshow={"slide_type": "fragment"}
 print("how far a sample moves per unit of w (rmse)")
 for w in (0.0, 1.0, 3.0):
-    near, far = (last(ddim(teacher, noise[:300], 64, classes[:300], v)) for v in (w, w + 0.1))
+    near, far = (cd.last(cd.ddim(teacher, noise[:300], 64, classes[:300], v)) for v in (w, w + 0.1))
     print(f"  at w = {w:g}: {(far - near).square().mean().sqrt() / 0.1:.2f}")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -547,9 +535,9 @@ assert checks.implied_x(implied_x).startswith("Right")
 def two_steps_as_one(teacher, z, t, s, cond, w):
     """The x whose single step t -> s lands where two teacher steps land, and that place."""
     mid = (t + s) / 2
-    z_mid = ddim_step(teacher(z, t, cond, w), per_example(mid, z), schedule)
+    z_mid = cd.ddim_step(teacher(z, t, cond, w), cd.per_example(mid, z), schedule)
     second = teacher(z_mid, mid, cond, w)
-    z_s = ddim_step(second, per_example(s, z), schedule)
+    z_s = cd.ddim_step(second, cd.per_example(s, z), schedule)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = levels(t, z), levels(s, z)
     ratio = sigma_s / sigma_t
     return (z_s - ratio * z) / (alpha_s - ratio * alpha_t), z_s
@@ -577,7 +565,7 @@ for steps in (1, 2, 4, 8, 64):
         eps_target = (z64 - alpha_t * x_target) / sigma_t
         landed = alpha_s * x_target + sigma_s * eps_target
         worst = max(worst, (landed - z_s).abs().max().item())
-        v = progressive_target(teacher, z64, t, s, classes, 3.0)
+        v = cd.progressive_target(teacher, z64, t, s, classes, 3.0)
         torch.testing.assert_close(x_target, alpha_t * z64 - sigma_t * v)
     print(f"N = {steps}: one student step is two teacher steps to 1e-10: {worst < 1e-10}")
 
@@ -644,8 +632,8 @@ assert checks.second_x_lands(second_x_lands).startswith("Right")
 # %%
 started = time.perf_counter()
 # The last two students, of 2 steps and 1 step, get twice the updates.
-optim = Optim(size["halving"], size["batch"], rate=3e-3)
-halve = distill_progressively(student, data, optim, how, start=size["start"])
+optim = cd.Optim(size["halving"], size["batch"], rate=3e-3)
+halve = cd.distill_progressively(student, data, optim, how, start=size["start"])
 students = {model.steps: model for model in halve}
 print(f"stage two: students of {list(students)} steps, {time.perf_counter() - started:.0f} s")
 
@@ -657,7 +645,7 @@ print(f"stage two: students of {list(students)} steps, {time.perf_counter() - st
 # %% slideshow={"slide_type": "fragment"}
 pictures = {}
 for w, target in reference.items():
-    first_guess, one = (last(ddim(m, noise, 1, classes, w)) for m in (teacher, students[1]))
+    first_guess, one = (cd.last(cd.ddim(m, noise, 1, classes, w)) for m in (teacher, students[1]))
     pictures[f"w = {w:g}: teacher, 256 NFE"] = target
     pictures[f"w = {w:g}: teacher, 2 NFE"] = first_guess
     pictures[f"w = {w:g}: student, 1 NFE"] = one
@@ -684,13 +672,13 @@ n = 1000
 generator = torch.Generator().manual_seed(seed + 2)
 noise, classes = torch.randn(n, 2, generator=generator), torch.randint(3, (n,), generator=generator)
 w = W_RANGE[1] * torch.rand(n, generator=generator)
-target = last(ddim(teacher, noise, 1024, classes, w))
+target = cd.last(cd.ddim(teacher, noise, 1024, classes, w))
 
 
 def errors(model, steps):
     """Steps, NFE, mean squared error and rmse to 1,024 teacher steps from the same noise."""
     model.nfe = 0
-    mse = (last(ddim(model, noise, steps, classes, w)) - target).square().mean().item()
+    mse = (cd.last(cd.ddim(model, noise, steps, classes, w)) - target).square().mean().item()
     return steps, model.nfe, mse, mse**0.5
 
 
@@ -747,10 +735,10 @@ assert checks.share_of_stage_one(share_of_stage_one, rows[7][3], rows[-1][3]).st
 # </details>
 
 # %% slideshow={"slide_type": "fragment"}
-fig, axis = figure(width=6.2, height=3.6)
+fig, axis = plotting.figure(width=6.2, height=3.6)
 styles = {"guided teacher": {"marker": "o"}, "student": {"marker": "^"}}
 styles["stage one"] = {"marker": "s", "markersize": 11, "fillstyle": "none", "mew": 2, "ls": ""}
-for color, (name, style) in zip(COLORS, styles.items(), strict=False):
+for color, (name, style) in zip(plotting.COLORS, styles.items(), strict=False):
     own = [(row[2], row[4]) for row in rows if row[0] == name]
     axis.plot(*zip(*own, strict=True), color=color, label=name, **style)
 axis.set(xscale="log", yscale="log", xlabel="network evaluations (NFE)", ylabel="rmse")
@@ -758,7 +746,7 @@ axis.set_xticks([2**k for k in range(8)], [2**k for k in range(8)], minor=False)
 axis.minorticks_off()
 axis.legend(frameon=False)
 alt = "Error against network evaluations, both axes logarithmic. The teacher's error falls along a straight line from 8 to 128 evaluations; at the laptop profile the students' is low and nearly flat down to 1, and stage one, a hollow square at 64, lies almost on the teacher's line."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # The teacher's error halves with every doubling of the steps: from 4 steps on, the line has slope $-1$. (DDIM is a
@@ -802,5 +790,7 @@ show(fig, alt=alt)
 # where the teacher has to be learned as well.
 
 # %%
-for key, value in provenance(profile=profile, seed=seed, data=data.hash, **size).items():
+for key, value in checkpoints.provenance(
+    profile=profile, seed=seed, data=data.hash, **size
+).items():
     print(f"{key}: {value}")

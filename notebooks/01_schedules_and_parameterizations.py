@@ -62,25 +62,10 @@ import os
 
 import torch
 
-from cfgdistill import (
-    CosineSchedule,
-    DiscreteSchedule,
-    Prediction,
-    convert,
-    ddim_step,
-    expand,
-    guide,
-    implied_v,
-    load_data,
-    per_example,
-    scale_from_w,
-    snr,
-    snr_plus_one,
-    truncated_snr,
-)
+import cfgdistill as cd
 from cfgdistill.course import checks
-from cfgdistill.judge.plotting import COLORS, draw_images, figure, show
-from cfgdistill.training.checkpoints import provenance
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 
 # %% tags=["parameters"]
 dataset = os.environ.get("CFGDISTILL_DATASET", "digits")
@@ -102,11 +87,11 @@ seed = 0
 # batch the same time. In training, each gets its own.)
 
 # %%
-data = load_data(dataset, images=500)  # a few are enough to look at
+data = cd.load_data(dataset, images=500)  # a few are enough to look at
 x, labels = data.all()
 x = torch.stack([x[labels == label][0] for label in range(data.num_classes)])  # one of each class
 eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-schedule = CosineSchedule()
+schedule = cd.CosineSchedule()
 
 
 def noised(x, eps, t):
@@ -116,7 +101,7 @@ def noised(x, eps, t):
 
 
 for t in (0.0, 0.3, 0.7, 1.0):
-    torch.testing.assert_close(noised(x, eps, t), schedule.add_noise(x, eps, per_example(t, x)))
+    torch.testing.assert_close(noised(x, eps, t), schedule.add_noise(x, eps, cd.per_example(t, x)))
 rms = {"x": x, "z at t = 0.5": noised(x, eps, 0.5), "eps": eps}
 print(
     "root mean square:",
@@ -127,11 +112,11 @@ print(
 # **How much noise can you read through?** One row per time, the same noise in all rows.
 
 # %% slideshow={"slide_type": "fragment"}
-fig, axes = figure(6, 1, width=7.6, height=6.8)
+fig, axes = plotting.figure(6, 1, width=7.6, height=6.8)
 for axis, t in zip(axes, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), strict=True):
-    draw_images(axis, noised(x, eps, t), len(x), f"t = {t:g}")
+    plotting.draw_images(axis, noised(x, eps, t), len(x), f"t = {t:g}")
 alt = "One image of each class at six times. Clear at t = 0, readable with effort at t = 0.4, mere noise at t = 0.8 and beyond."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # With the first row in mind you can name most images up to about $t = 0.4$; from $t = 0.8$ on they look alike to us. (To be shown, values outside
@@ -153,18 +138,18 @@ show(fig, alt=alt)
 # %% slideshow={"slide_type": "fragment"}
 t = torch.linspace(0, 1, 201)
 alpha, sigma = schedule.alpha_sigma(t)
-fig, axes = figure(1, 3, width=9.0, height=2.9)
+fig, axes = plotting.figure(1, 3, width=9.0, height=2.9)
 axes[0].plot(t, alpha, label=r"$\alpha_t$")
 axes[0].plot(t, sigma, "--", label=r"$\sigma_t$")
 axes[0].legend(frameon=False, loc="lower center", fontsize=12)
-axes[1].plot(t, schedule.logsnr(t), color=COLORS[2])
-axes[2].plot(t, schedule.angle(t), color=COLORS[3])
+axes[1].plot(t, schedule.logsnr(t), color=plotting.COLORS[2])
+axes[2].plot(t, schedule.angle(t), color=plotting.COLORS[3])
 axes[2].set_yticks([0, torch.pi / 4, torch.pi / 2], ["0", r"$\pi/4$", r"$\pi/2$"])
 names = (r"$\alpha_t$ and $\sigma_t$", "logsnr", r"$\phi$ in radians")
 for axis, title, name in zip(axes, ("signal and noise", "logsnr", "angle"), names, strict=True):
     axis.set(title=title, xlabel="t", ylabel=name)
 alt = "Against t: alpha falls from 1 to 0 and sigma rises from 0 to 1 like cosine and sine; logsnr falls from 20 to -20, steeply at both ends; the angle is a straight line from 0 to pi/2."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # The angle is a straight line: **the cosine schedule is a rotation at constant speed.** logsnr is not; it dives at
@@ -235,15 +220,15 @@ phi, d = torch.tensor(0.95), torch.tensor(-0.5)
 z = torch.stack([phi.cos(), phi.sin()])
 v = torch.stack([-phi.sin(), phi.cos()])
 z_s = d.cos() * z + d.sin() * v
-fig, axis = figure(width=5.0, height=4.4)
+fig, axis = plotting.figure(width=5.0, height=4.4)
 for radius, low, high in ((1.0, 0.0, torch.pi / 2), (0.25, 0.0, phi), (0.5, phi + d, phi)):
     arc = torch.linspace(float(low), float(high), 100)
     axis.plot(radius * arc.cos(), radius * arc.sin(), color="0.6", lw=1)
 starts = torch.stack([0 * z, 0 * z, 0 * z, z, 0 * z])
 arrows = torch.stack([torch.tensor([1.0, 0]), torch.tensor([0, 1.0]), z, 0.6 * v, z_s])
-colors = ("0.2", "0.2", *COLORS[:3])
+colors = ("0.2", "0.2", *plotting.COLORS[:3])
 axis.quiver(*starts.T, *arrows.T, color=colors, angles="xy", scale_units="xy", scale=1, width=0.009)
-axis.plot([z[0], z[0], 0], [0, z[1], z[1]], color=COLORS[0], ls=":", lw=1)
+axis.plot([z[0], z[0], 0], [0, z[1], z[1]], color=plotting.COLORS[0], ls=":", lw=1)
 names = r"x \varepsilon z_t v z_s \alpha_t \sigma_t \phi_t d".split()
 across = (1.04, -0.02, 0.62, 0.03, 0.94, 0.55, -0.12, 0.28, 0.42)
 up = (-0.02, 1.05, 0.85, 1.15, 0.45, -0.09, 0.79, 0.06, 0.33)
@@ -252,7 +237,7 @@ for name, *spot in zip(names, across, up, strict=True):
 axis.set(xlim=(-0.2, 1.15), ylim=(-0.12, 1.25), aspect="equal")
 axis.set_axis_off()
 alt = "A quarter circle from x on the horizontal axis to eps on the vertical one. z_t lies on it at angle phi, v is its tangent, pointing towards eps. z_s lies nearer to x, turned back by the angle d."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # The projections of $z_t$ on the two axes are $\alpha_t$ and $\sigma_t$, and $v$ (drawn shorter than it is) is the
@@ -284,9 +269,9 @@ x64, eps64 = x.double(), eps.double()
 
 def truth(t):
     """z_t, the true x, eps and v behind it, and (alpha_t, sigma_t)."""
-    levels = schedule.alpha_sigma(per_example(t, x64))
-    alpha, sigma = (expand(a, x64) for a in levels)
-    true = Prediction(x64, eps64, alpha * eps64 - sigma * x64)
+    levels = schedule.alpha_sigma(cd.per_example(t, x64))
+    alpha, sigma = (cd.expand(a, x64) for a in levels)
+    true = cd.Prediction(x64, eps64, alpha * eps64 - sigma * x64)
     return alpha * x64 + sigma * eps64, true, levels
 
 
@@ -294,8 +279,8 @@ for kind in ("x", "eps", "v"):
     worst = 0.0
     for t in (0.05, 0.5, 0.95):
         z, true, levels = truth(t)
-        ours = all_three(getattr(true, kind), z, *(expand(a, z) for a in levels), kind)
-        theirs = convert(getattr(true, kind), z, *levels, kind)
+        ours = all_three(getattr(true, kind), z, *(cd.expand(a, z) for a in levels), kind)
+        theirs = cd.convert(getattr(true, kind), z, *levels, kind)
         torch.testing.assert_close(ours, tuple(theirs))
         worst = max(worst, *((a - b).abs().max().item() for a, b in zip(ours, true, strict=True)))
     print(f"{kind:>3} gives back x, eps and v to 1e-12: {worst < 1e-12}")
@@ -354,13 +339,13 @@ assert checks.explosions(explosions).startswith("Right")
 # %% slideshow={"slide_type": "fragment"}
 error = 0.01 * torch.randn(x64.shape, dtype=x64.dtype, generator=torch.Generator().manual_seed(1))
 grid = torch.linspace(0.04, 0.96, 24)
-fig, axes = figure(1, 2, width=8.4, height=3.3, sharey=True)
-for color, marker, kind in zip(COLORS, "os^", ("x", "eps", "v"), strict=False):
+fig, axes = plotting.figure(1, 2, width=8.4, height=3.3, sharey=True)
+for color, marker, kind in zip(plotting.COLORS, "os^", ("x", "eps", "v"), strict=False):
     for k, axis in enumerate(axes):
         found = []
         for t in grid.tolist():
             z, true, levels = truth(t)
-            pred = convert(getattr(true, kind) + error, z, *levels, kind)
+            pred = cd.convert(getattr(true, kind) + error, z, *levels, kind)
             found.append((pred[k] - true[k]).norm() / error.norm())
         axis.plot(
             grid, found, color=color, marker=marker, ms=4, label=f"the network predicts {kind}"
@@ -370,7 +355,7 @@ for color, marker, kind in zip(COLORS, "os^", ("x", "eps", "v"), strict=False):
         )
 axes[1].legend(frameon=False, fontsize=9)
 alt = "Error amplification against t, log scale. In x: 1 for an x-prediction, at most 1 for v, growing without bound towards t = 1 for eps. In eps it is the mirror image: an x-prediction explodes at t = 0."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # - From $\varepsilon$, the error in $x$ is $\sigma/\alpha = \tan\phi$ times as large, and it explodes at $t = 1$. **There
@@ -400,7 +385,7 @@ show(fig, alt=alt)
 # %%
 # NBVAL_CHECK_OUTPUT
 z, true, (alpha, sigma) = truth(0.3)
-pred = convert(true.v + error, z, alpha, sigma, "v")
+pred = cd.convert(true.v + error, z, alpha, sigma, "v")
 mse = {
     kind: (getattr(pred, kind) - getattr(true, kind)).square().mean() for kind in ("x", "eps", "v")
 }
@@ -418,11 +403,11 @@ t = torch.linspace(0.005, 0.995, 199)
 logsnr = schedule.logsnr(t)
 ratio = logsnr.exp()
 omega = {
-    "SNR (the eps error)": (ratio, snr),
-    "truncated SNR": (ratio.clamp_min(1), truncated_snr),
-    "SNR + 1 (the v error)": (ratio + 1, snr_plus_one),
+    "SNR (the eps error)": (ratio, cd.snr),
+    "truncated SNR": (ratio.clamp_min(1), cd.truncated_snr),
+    "SNR + 1 (the v error)": (ratio + 1, cd.snr_plus_one),
 }
-fig, axes = figure(1, 2, width=8.8, height=3.3)
+fig, axes = plotting.figure(1, 2, width=8.8, height=3.3)
 for style, (name, (on_x, on_v)) in zip(("-", "--", ":"), omega.items(), strict=True):
     torch.testing.assert_close(on_v(logsnr), on_x / (ratio + 1))
     axes[0].plot(t, on_x, style, lw=2, label=name)
@@ -431,7 +416,7 @@ axes[0].set(yscale="log", xlabel="t", title="weight on the x error")
 axes[1].set(xlabel="t", title="the same, as a weight on the v error", ylim=(0, 1.05))
 axes[0].legend(frameon=False, fontsize=9)
 alt = "Three weightings against t. On the x error all are above 10,000 near t = 0; SNR falls to 0 at t = 1, the others to 1. On the v error: SNR falls from 1 to 0, truncated SNR dips to 0.5 at t = 0.5 and returns to 1, SNR + 1 is constant."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # Near $t = 0$ the three agree. Near $t = 1$ the $\varepsilon$ loss does not care at all, and that is where a student of few steps does
@@ -496,10 +481,10 @@ assert checks.implied(implied).startswith("Right")
 worst_step = worst_v = 0.0
 for t, s in ((1.0, 0.5), (1.0, 0.0), (0.4, 0.3), (0.0, 0.25)):  # the last one goes up, to noise
     z, true, _ = truth(t)
-    z_s = ddim_step(true, per_example(s, z), schedule)
+    z_s = cd.ddim_step(true, cd.per_example(s, z), schedule)
     d = torch.tensor(torch.pi / 2 * (s - t), dtype=z.dtype)
     worst_step = max(worst_step, (d.cos() * z + d.sin() * true.v - z_s).abs().max().item())
-    v = implied_v(z, z_s, per_example(t, z), per_example(s, z), schedule)
+    v = cd.implied_v(z, z_s, cd.per_example(t, z), cd.per_example(s, z), schedule)
     torch.testing.assert_close(v, (z_s - d.cos() * z) / d.sin())
     worst_v = max(worst_v, (v - true.v).abs().max().item())
 print(f"a DDIM step is a rotation, to 1e-12: {worst_step < 1e-12}")
@@ -514,7 +499,7 @@ print(f"implied_v undoes it, to 1e-12: {worst_v < 1e-12}")
 # %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-table = DiscreteSchedule((1 - betas).cumprod(0))
+table = cd.DiscreteSchedule((1 - betas).cumprod(0))
 end = torch.ones(1, dtype=torch.float64)
 print(f"scaled-linear: alpha_1 = {table.alpha_sigma(end)[0].item():.4f}")
 print(f"cosine:        alpha_1 = {schedule.alpha_sigma(end)[0].item():.4f}")
@@ -527,17 +512,17 @@ print(f"cosine:        alpha_1 = {schedule.alpha_sigma(end)[0].item():.4f}")
 t = torch.linspace(0, 1, 201)
 generator = torch.Generator().manual_seed(seed)
 average_eps = sum(torch.randn(x.shape, generator=generator) for _ in range(2000)) / 2000
-fig, axes = figure(1, 3, width=10.5, height=3.0, gridspec_kw={"width_ratios": [1.1, 1, 1]})
+fig, axes = plotting.figure(1, 3, width=10.5, height=3.0, gridspec_kw={"width_ratios": [1.1, 1, 1]})
 both = {"cosine": (schedule, "-", axes[1]), "scaled-linear": (table, "--", axes[2])}
 for name, (each, style, axis) in both.items():
     axes[0].plot(t, each.logsnr(t), style, label=name)
-    left = each.add_noise(x, average_eps, per_example(1.0, x)) / 0.068
-    draw_images(axis, left[:9], 3)
+    left = each.add_noise(x, average_eps, cd.per_example(1.0, x)) / 0.068
+    plotting.draw_images(axis, left[:9], 3)
     axis.set_title(f"{name}:\nwhat is left at t = 1")
 axes[0].set(title="two schedules", xlabel="t", ylabel="logsnr")
 axes[0].legend(frameon=False)
 alt = "logsnr against t: both schedules fall from 20; scaled-linear stops near -5, where cosine goes on to -20. Averages of noised images at t = 1: mere noise for cosine, clearly visible images for the other."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # With the cosine schedule nothing is left. With the other one the image is still there, under the noise. A network sees only one
@@ -550,19 +535,21 @@ show(fig, alt=alt)
 alpha, sigma = (level.item() for level in table.alpha_sigma(end))
 # Pure noise, projected on any direction, is one standard normal number: no need for the rest.
 along = torch.randn(4000, generator=torch.Generator().manual_seed(seed))
-fig, axes = figure(1, 2, width=8.6, height=3.0, sharey=True)
+fig, axes = plotting.figure(1, 2, width=8.6, height=3.0, sharey=True)
 for axis, factor in zip(axes, (1, 8), strict=True):
     large = x[0].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     shift = alpha * large.norm().item()
     bins = torch.linspace(-4, max(8.0, shift + 4), 60).numpy()
-    axis.hist(along, bins, color=COLORS[0], alpha=0.6, label="pure noise (sampling)")
-    axis.hist(shift + sigma * along, bins, color=COLORS[1], alpha=0.6, label="$z_1$ (training)")
+    axis.hist(along, bins, color=plotting.COLORS[0], alpha=0.6, label="pure noise (sampling)")
+    axis.hist(
+        shift + sigma * along, bins, color=plotting.COLORS[1], alpha=0.6, label="$z_1$ (training)"
+    )
     side = large.shape[-1]
     axis.set(title=f"{side} x {side} pixels: shifted by {shift:.1f}", yticks=[])
     axis.set_xlabel("projection on the image")
 axes[0].legend(frameon=False, fontsize=9)
 alt = "Histograms of the projection on the image for pure noise and for z_1 of the scaled-linear schedule. For a small image they overlap widely; enlarged eight times they are far apart."
-show(fig, alt=alt)
+plotting.show(fig, alt=alt)
 
 # %% [markdown]
 # With 8 x 8 digits the two overlap by more than four fifths: a shift of 0.4 is hard to notice. With 64 x 64 pixels the shift is 3.4.
@@ -643,13 +630,13 @@ assert checks.zero_terminal_snr(zero_terminal_snr).startswith("Right")
 cond, uncond = 2, 1
 print(" w  guidance_scale  ours  diffusers")
 for w in (0, 1, 3, 7):
-    g = scale_from_w(w)
-    print(f"{w:>2}{g:>16}{guide(cond, uncond, w):>6}{uncond + g * (cond - uncond):>11}")
+    g = cd.scale_from_w(w)
+    print(f"{w:>2}{g:>16}{cd.guide(cond, uncond, w):>6}{uncond + g * (cond - uncond):>11}")
 
 z, true, levels = truth(0.6)
-a, b = (convert(true.v + k * error, z, *levels, "v") for k in (1, 2))
-in_v = convert(guide(a.v, b.v, 3.0), z, *levels, "v")
-print("guiding in x or in v is the same:", torch.allclose(in_v.x, guide(a.x, b.x, 3.0)))
+a, b = (cd.convert(true.v + k * error, z, *levels, "v") for k in (1, 2))
+in_v = cd.convert(cd.guide(a.v, b.v, 3.0), z, *levels, "v")
+print("guiding in x or in v is the same:", torch.allclose(in_v.x, cd.guide(a.x, b.x, 3.0)))
 
 # %% [markdown]
 # ## Further questions
@@ -672,5 +659,7 @@ print("guiding in x or in v is the same:", torch.allclose(in_v.x, guide(a.x, b.x
 # [Notebook 02](02_guided_teacher.ipynb) trains a network to predict $v$ on these images, with and without the class, and guides it.
 
 # %%
-for key, value in provenance(dataset=dataset, profile=profile, seed=seed, data=data.hash).items():
+for key, value in checkpoints.provenance(
+    dataset=dataset, profile=profile, seed=seed, data=data.hash
+).items():
     print(f"{key}: {value}")

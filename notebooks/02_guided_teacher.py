@@ -66,42 +66,14 @@ import os
 
 import torch
 
-from cfgdistill import (
-    CosineSchedule,
-    Denoiser,
-    GuidedDenoiser,
-    Optim,
-    Run,
-    ddim,
-    ddim_step,
-    diffusion_loss,
-    drop_condition,
-    expand,
-    generate,
-    get_recipe,
-    guide,
-    last,
-    load_data,
-    per_example,
-    train,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import (
-    evaluate_rows,
-    home,
-    loss_of_teacher,
-    make_judge,
-    new_teacher,
-    train_teacher,
-)
-from cfgdistill.course.walk import at_hand, why
-from cfgdistill.judge.plotting import COLORS, figure, image_rows, log_y, show
-from cfgdistill.training.checkpoints import provenance, read_card
+import cfgdistill as cd
+from cfgdistill.course import checks, stages, walk
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
-dataset = os.environ.get("CFGDISTILL_DATASET") or at_hand()
+dataset = os.environ.get("CFGDISTILL_DATASET") or walk.at_hand()
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
 retrain = flag("CFGDISTILL_RETRAIN")  # False: use the models of the package
@@ -119,14 +91,14 @@ seed = 0
 # the next notebooks is already done, at every profile, unless `retrain` is set in the cell above.
 
 # %%
-recipe = get_recipe(dataset, profile, seed=seed)
+recipe = cd.get_recipe(dataset, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
-print(why(dataset))
+    recipe = cd.use_pretrained(recipe, out)
+print(walk.why(dataset))
 print(
     f"{recipe.name}: U-Net with {recipe.channels} channels, batch {recipe.batch}, seed {recipe.seed}"
 )
-data = load_data(dataset, "train", recipe.images)
+data = cd.load_data(dataset, "train", recipe.images)
 images, labels = data.all()
 null = data.num_classes  # one label more than there are classes: "no label"
 
@@ -135,8 +107,8 @@ null = data.num_classes  # one label more than there are classes: "no label"
 
 # %%
 columns = torch.stack([images[labels == k][:4] for k in range(data.num_classes)])
-fig = image_rows({", ".join(data.class_names): columns.transpose(0, 1).flatten(0, 1)})
-show(
+fig = plotting.image_rows({", ".join(data.class_names): columns.transpose(0, 1).flatten(0, 1)})
+plotting.show(
     fig,
     alt=f"Four real training images of {dataset} for each of the ten classes, one column per class.",
 )
@@ -194,8 +166,8 @@ assert checks.drop_label(drop_label).startswith("Right")
 
 # %%
 def loss_from_scratch(denoiser, x, cond, t, eps, u):
-    cond = drop_condition(cond, null, recipe.drop, u)
-    alpha, sigma = (expand(a, x) for a in denoiser.schedule.alpha_sigma(t))
+    cond = cd.drop_condition(cond, null, recipe.drop, u)
+    alpha, sigma = (cd.expand(a, x) for a in denoiser.schedule.alpha_sigma(t))
     z = alpha * x + sigma * eps
     v = alpha * eps - sigma * x
     return (denoiser(z, t, cond).v - v).square().flatten(1).mean(1)
@@ -214,11 +186,11 @@ eps = torch.randn(x.shape, generator=generator)
 
 
 def pseudo_network(z, t, cond, w):
-    return torch.sin(3 * z) * expand(t + 0.1 * cond, z)
+    return torch.sin(3 * z) * cd.expand(t + 0.1 * cond, z)
 
 
-pseudo = Denoiser(pseudo_network, CosineSchedule())
-ours = diffusion_loss(pseudo, x, drop_condition(cond, null, recipe.drop, u), t, eps=eps)
+pseudo = cd.Denoiser(pseudo_network, cd.CosineSchedule())
+ours = cd.diffusion_loss(pseudo, x, cd.drop_condition(cond, null, recipe.drop, u), t, eps=eps)
 torch.testing.assert_close(loss_from_scratch(pseudo, x, cond, t, eps, u), ours)
 print("the loss from scratch is the package's")
 
@@ -232,8 +204,8 @@ print("the loss from scratch is the package's")
 # running average of them (`ema` in the recipe), which is less noisy.
 
 # %%
-teacher = train_teacher(recipe, data, out)
-card = read_card(home(recipe, out) / "teacher")
+teacher = stages.train_teacher(recipe, data, out)
+card = checkpoints.read_card(stages.home(recipe, out) / "teacher")
 size = sum(p.numel() for p in teacher.parameters())
 print(
     f"{size:,} parameters; trained with {card['about']['updates']} updates, {card['minutes']} minutes"
@@ -247,29 +219,44 @@ print(
 losses, each = torch.tensor(card["losses"]), card.get("updates_per_loss", 1)
 window = max(1, len(losses) // 40)
 smooth = losses[: len(losses) // window * window].reshape(-1, window).mean(1)
-fig, axis = figure(height=2.6)
+fig, axis = plotting.figure(height=2.6)
 label = "each update" if each == 1 else f"mean of {each} updates"  # of a long run
-axis.plot(torch.arange(1, len(losses) + 1) * each, losses, color=COLORS[5], alpha=0.4, label=label)
-axis.plot(torch.arange(1, len(smooth) + 1) * window * each, smooth, color=COLORS[0], label="mean")
+axis.plot(
+    torch.arange(1, len(losses) + 1) * each,
+    losses,
+    color=plotting.COLORS[5],
+    alpha=0.4,
+    label=label,
+)
+axis.plot(
+    torch.arange(1, len(smooth) + 1) * window * each, smooth, color=plotting.COLORS[0], label="mean"
+)
 axis.set(xlabel="update", ylabel="loss ($v$ error)", yscale="log")
 axis.legend(frameon=False)
-show(fig, alt="The training loss falls steeply at first, then slowly, and ends almost flat.")
+plotting.show(
+    fig, alt="The training loss falls steeply at first, then slowly, and ends almost flat."
+)
 
 # %% [markdown]
 # **What does learning look like?** Here is one that learns now, on digits, whatever data set the notebook walks on: the teacher of the `laptop` recipe in its
 # first 400 updates. `train` is a generator, so we can stop to draw samples whenever we like.
 
 # %%
-small, digits = get_recipe("digits", "laptop"), load_data("digits")
-learner, stops = new_teacher(small, digits), (10, 40, 150, 400) if profile != "smoke" else (1, 2)
-learning = Optim(stops[-1], small.batch, small.rate)
+small, digits = cd.get_recipe("digits", "laptop"), cd.load_data("digits")
+learner, stops = (
+    stages.new_teacher(small, digits),
+    (10, 40, 150, 400) if profile != "smoke" else (1, 2),
+)
+learning = cd.Optim(stops[-1], small.batch, small.rate)
 seen = {}
-for update in train(learner, loss_of_teacher(small, digits), digits, learning, Run(seed=seed)):
+for update in cd.train(
+    learner, stages.loss_of_teacher(small, digits), digits, learning, cd.Run(seed=seed)
+):
     if update.number in stops:
-        x = generate(learner, digits.shape, torch.arange(10), steps=16, w=None, seed=seed)
+        x = cd.generate(learner, digits.shape, torch.arange(10), steps=16, w=None, seed=seed)
         seen[f"after {update.number} updates, loss {update.loss:.2f}"] = x
-show(
-    image_rows(seen),
+plotting.show(
+    plotting.image_rows(seen),
     alt="Ten samples, one of each digit, after a few, some tens, 150 and 400 updates, from the same noise: first noise with a bright band in "
     "it, then grey blots, then strokes, and in the end most of the digits can be read.",
 )
@@ -292,8 +279,8 @@ show(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("w = 3 from answers 2 and 1:", guide(2, 1, w=3))
-print("w = 0 is the conditional answer:", guide(2, 1, w=0))
+print("w = 3 from answers 2 and 1:", cd.guide(2, 1, w=3))
+print("w = 0 is the conditional answer:", cd.guide(2, 1, w=0))
 
 # %% [markdown]
 # ### Exercise 2: nothing for a label *(predict, 3 minutes)*
@@ -346,12 +333,12 @@ assert checks.null_as_label(null_as_label).startswith("Right")
 # the $x$-prediction without label, with it, and guided.
 
 # %%
-guided = GuidedDenoiser(teacher, null)
-test_images, test_labels = load_data(dataset, "test", recipe.images).all()
+guided = cd.GuidedDenoiser(teacher, null)
+test_images, test_labels = cd.load_data(dataset, "test", recipe.images).all()
 first = torch.stack([(test_labels == k).nonzero()[0, 0] for k in range(data.num_classes)])
 x, cond = test_images[first].to(teacher.device), test_labels[first].to(teacher.device)
 eps = torch.randn(x.shape, generator=generator).to(teacher.device)
-z = teacher.schedule.add_noise(x, eps, per_example(0.75, x))
+z = teacher.schedule.add_noise(x, eps, cd.per_example(0.75, x))
 with torch.no_grad():
     lines = {
         "clean image $x$": x,
@@ -360,8 +347,8 @@ with torch.no_grad():
         "label, w = 0": teacher(z, 0.75, cond).x,
         "guided, w = 3": guided(z, 0.75, cond, 3.0).x,
     }
-show(
-    image_rows(lines),
+plotting.show(
+    plotting.image_rows(lines),
     alt="Five rows of ten images: clean, noisy, and three denoised versions. Without a label the "
     "network's guess is blurred; with the label it is a little more of its class; guided with w = 3 it has the strongest "
     "contrast and colours.",
@@ -383,7 +370,7 @@ def sample_from_scratch(denoiser, z, steps, cond, w):
     for i in range(steps, 0, -1):
         t, s = i / steps, (i - 1) / steps
         pred = denoiser(z, t, cond, w)
-        z = ddim_step(pred, per_example(s, z), denoiser.schedule)
+        z = cd.ddim_step(pred, cd.per_example(s, z), denoiser.schedule)
     return z
 
 
@@ -392,7 +379,7 @@ def sample_from_scratch(denoiser, z, steps, cond, w):
 noise = torch.randn(10, *data.shape, generator=generator).to(teacher.device)
 wanted = torch.arange(10, device=teacher.device)
 guided.nfe = 0
-z = last(ddim(guided, noise, 8, wanted, w=1.0))
+z = cd.last(cd.ddim(guided, noise, 8, wanted, w=1.0))
 print("network evaluations for 8 guided steps:", guided.nfe)
 torch.testing.assert_close(sample_from_scratch(guided, noise, 8, wanted, 1.0), z)
 print("the sampler from scratch is the package's")
@@ -411,13 +398,13 @@ with torch.no_grad():
             for k in range(2):
                 film["$z_t$"][k].append(z[k])
                 film["the guess of $x$"][k].append(pred.x[k])
-        z = ddim_step(pred, per_example((i - 1) / 20, z), guided.schedule)
+        z = cd.ddim_step(pred, cd.per_example((i - 1) / 20, z), guided.schedule)
 strip = {}
 for k in range(2):
     for name, shown in film.items():
         strip[f"{name}, {data.class_names[cond[k]]}, t = 1, 0.9, ..., 0.1"] = torch.stack(shown[k])
-show(
-    image_rows(strip),
+plotting.show(
+    plotting.image_rows(strip),
     alt="Two film strips of sampling, each with the noisy image above and the network's guess below. The first guess is "
     "a blurred average of the class; while the noise fades, outlines appear in the guess, then details.",
 )
@@ -480,9 +467,9 @@ assert checks.count_nfe(count_nfe).startswith("Right")
 # %%
 weights = (0.0, 1.0, 3.0)
 wanted = torch.arange(100) % 10
-samples = {w: generate(guided, data.shape, wanted, steps=32, w=w, seed=seed) for w in weights}
-show(
-    image_rows({f"w = {w:g}": x[:20] for w, x in samples.items()}),
+samples = {w: cd.generate(guided, data.shape, wanted, steps=32, w=w, seed=seed) for w in weights}
+plotting.show(
+    plotting.image_rows({f"w = {w:g}": x[:20] for w, x in samples.items()}),
     alt="Twenty samples, two of each class, from the same noise for each of w = 0, 1 and 3. With growing w more of them can be told, their contrast is "
     "stronger and their surroundings plainer.",
 )
@@ -512,7 +499,7 @@ show(
 # at random three times.
 
 # %%
-judge = make_judge(recipe, data, out)
+judge = stages.make_judge(recipe, data, out)
 n = min(recipe.samples, len(test_labels))  # a distance depends on it: notebook 07
 real = judge(test_images[:n], test_labels[:n])
 print(f"feature net: {judge.name}; reference: {judge.reference}")
@@ -600,7 +587,7 @@ assert checks.order_at_one_step(order_at_one_step, dataset).startswith("Right")
 
 # %%
 steps_shown = (128, 32, 8, 4, 2, 1) if dataset == "digits" else (32, 8, 4, 2, 1)
-rows = evaluate_rows(
+rows = stages.evaluate_rows(
     guided, judge, data, recipe, out, model="teacher", steps=steps_shown, weights=weights
 )
 print(f"{recipe.samples} samples, {judge.name}, reference {judge.reference}, seed {seed}")
@@ -618,17 +605,17 @@ for steps in steps_shown:
     print(f"{steps:5d} {own[0]['nfe']:4d} | " + "  | ".join(columns))
 
 # %%
-fig, axis = figure(width=6.5, height=4)
-for w, color, marker in zip(weights, COLORS, "os^", strict=False):
+fig, axis = plotting.figure(width=6.5, height=4)
+for w, color, marker in zip(weights, plotting.COLORS, "os^", strict=False):
     own = [row for row in rows if row["w"] == w]
     nfe, value = zip(*((row["nfe"], row["frechet_distance"]) for row in own), strict=True)
     axis.plot(nfe, value, marker=marker, color=color, label=f"w = {w:g}")
 axis.set(xscale="log", xlabel="network evaluations (NFE)", ylabel="Fréchet distance")
 axis.set_xticks(nfe, nfe)
 axis.minorticks_off()
-log_y(axis)
+plotting.log_y(axis)
 axis.legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="Fréchet distance of the teacher's samples against network evaluations, from 2 on, for three "
     "guidance weights. All fall with more evaluations. With many of them w = 3 is the highest; at 2 evaluations w = 0 is "
@@ -665,7 +652,7 @@ show(
 # **Next:** [03 · Stage one: guidance matching](03_stage_one.ipynb) puts the two evaluations into one.
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="02_guided_teacher",
     recipe=recipe.name,
     seed=seed,

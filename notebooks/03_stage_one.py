@@ -61,38 +61,15 @@ import os
 
 import torch
 
-from cfgdistill import (
-    CosineSchedule,
-    GuidedDenoiser,
-    Optim,
-    Run,
-    add_w_conditioning,
-    balance,
-    delivered_w,
-    embed_w,
-    expand,
-    generate,
-    get_recipe,
-    guidance_matching_loss,
-    guide,
-    load_data,
-    pinwheel,
-    progressive_target,
-    sample_w,
-    stage_one_loss,
-    train,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import evaluate_rows, home, make_judge, train_stage_one, train_teacher
-from cfgdistill.course.walk import at_hand, why
-from cfgdistill.judge.plotting import COLORS, asked_against_delivered, figure, image_rows, show
+import cfgdistill as cd
+from cfgdistill.course import checks, stages, walk
+from cfgdistill.judge import plotting
 from cfgdistill.teachers.unet import W_FEATURES
-from cfgdistill.training.checkpoints import provenance, read_card
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
-dataset = os.environ.get("CFGDISTILL_DATASET") or at_hand()
+dataset = os.environ.get("CFGDISTILL_DATASET") or walk.at_hand()
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
 retrain = flag("CFGDISTILL_RETRAIN")  # False: use the models of the package
@@ -105,15 +82,15 @@ seed = 0
 # the one call of this course, `denoiser(z, t, cond, w)`.
 
 # %%
-recipe = get_recipe(dataset, profile, seed=seed)
+recipe = cd.get_recipe(dataset, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
-print(why(dataset))
+    recipe = cd.use_pretrained(recipe, out)
+print(walk.why(dataset))
 print(f"{recipe.name}: batch {recipe.batch}, w in [0, {recipe.w_max:g}], seed {recipe.seed}")
-data = load_data(dataset, "train", recipe.images)
+data = cd.load_data(dataset, "train", recipe.images)
 images, labels = data.all()
-network = train_teacher(recipe, data, out)
-teacher = GuidedDenoiser(network, null=data.num_classes)
+network = stages.train_teacher(recipe, data, out)
+teacher = cd.GuidedDenoiser(network, null=data.num_classes)
 
 # %% [markdown]
 # ## 2. The loss
@@ -184,7 +161,7 @@ def loss_from_scratch(student, x, cond, w, t, eps):
     with torch.no_grad():
         v_cond = network(z, t, cond).v
         v_uncond = network(z, t, torch.full_like(cond, data.num_classes)).v
-        target = guide(v_cond, v_uncond, expand(w, z))
+        target = cd.guide(v_cond, v_uncond, cd.expand(w, z))
     return (student(z, t, cond, w).v - target).square().flatten(1).mean(1)
 
 
@@ -234,7 +211,7 @@ assert checks.affine_in_w(affine_in_w).startswith("Right")
 # (The exact teacher of notebook 00; the interval of a student of $N$ steps that ends at the data.)
 
 # %%
-exact = GuidedDenoiser(pinwheel().denoiser(CosineSchedule()), null=3)
+exact = cd.GuidedDenoiser(cd.pinwheel().denoiser(cd.CosineSchedule()), null=3)
 points = torch.randn(600, 2, generator=torch.Generator().manual_seed(seed)).double()
 classes = torch.arange(600) % 3
 
@@ -247,7 +224,9 @@ def off_the_mean(low, middle, high):
 guided_v = [exact(points, 0.25, classes, w).v for w in (0.0, 2.0, 4.0)]
 print(f"guided v: {off_the_mean(*guided_v):.2f}")
 for N in (32, 4, 1):
-    implied = [progressive_target(exact, points, 1 / N, 0.0, classes, w) for w in (0.0, 2.0, 4.0)]
+    implied = [
+        cd.progressive_target(exact, points, 1 / N, 0.0, classes, w) for w in (0.0, 2.0, 4.0)
+    ]
     print(f"implied v of a student, {N} steps: {off_the_mean(*implied):.2f}")
 
 # %% [markdown]
@@ -269,7 +248,7 @@ for N in (32, 4, 1):
 # %%
 # NBVAL_CHECK_OUTPUT
 generator = torch.Generator().manual_seed(1)
-student = add_w_conditioning(network, (0.0, recipe.w_max))
+student = cd.add_w_conditioning(network, (0.0, recipe.w_max))
 x, cond = images[:32].to(network.device), labels[:32].to(network.device)
 t, w = torch.rand(32, generator=generator), 4 * torch.rand(32, generator=generator)
 eps = torch.randn(x.shape, generator=generator)
@@ -277,8 +256,8 @@ t, w, eps = (value.to(network.device) for value in (t, w, eps))
 with torch.no_grad():
     z = network.schedule.add_noise(x, eps, t)
     difference = (student(z, t, cond, w).v - network(z, t, cond).v).abs().max().item()
-    at_zero = guidance_matching_loss(student, teacher, x, cond, 0.0, t, eps=eps).max().item()
-    ours = guidance_matching_loss(student, teacher, x, cond, w, t, eps=eps)
+    at_zero = cd.guidance_matching_loss(student, teacher, x, cond, 0.0, t, eps=eps).max().item()
+    ours = cd.guidance_matching_loss(student, teacher, x, cond, w, t, eps=eps)
     torch.testing.assert_close(loss_from_scratch(student, x, cond, w, t, eps), ours)
 print("the loss from scratch is the package's")
 print("largest difference between fresh student and conditional teacher:", difference)
@@ -297,18 +276,18 @@ times = torch.linspace(0.05, 1, 8)
 
 @torch.no_grad()
 def mean_loss(student, w, t):
-    losses = guidance_matching_loss(student, teacher, x, cond, float(w), float(t), eps=eps)
+    losses = cd.guidance_matching_loss(student, teacher, x, cond, float(w), float(t), eps=eps)
     return losses.mean().item()
 
 
 fresh_by_w = [sum(mean_loss(student, w, t) for t in times) / len(times) for w in grid]
 fresh_by_t = [mean_loss(student, 1.0, t) for t in times]
-fig, axes = figure(1, 2, width=8, height=2.8)
-axes[0].plot(grid, fresh_by_w, color=COLORS[1], marker="o")
+fig, axes = plotting.figure(1, 2, width=8, height=2.8)
+axes[0].plot(grid, fresh_by_w, color=plotting.COLORS[1], marker="o")
 axes[0].set(xlabel="w", ylabel="loss of the fresh student", title="averaged over t", ylim=(0, None))
-axes[1].plot(times, fresh_by_t, color=COLORS[1], marker="o")
+axes[1].plot(times, fresh_by_t, color=plotting.COLORS[1], marker="o")
 axes[1].set(xlabel="t", title="at w = 1", ylim=(0, None))
-show(
+plotting.show(
     fig,
     alt="Two curves of the untrained student's loss. Against w it is a parabola that starts at zero. "
     "Against t it is small near the data and largest towards the noise.",
@@ -330,15 +309,15 @@ print(f"its loss at twice the w: {fresh_by_w[-1] / fresh_by_w[len(grid) // 2]:.2
 
 # %%
 grid_w = torch.linspace(0, recipe.w_max, 400)
-features = embed_w(grid_w, W_FEATURES)[:, : W_FEATURES // 2]
-fig, axes = figure(1, 2, width=8, height=2.8)
+features = cd.embed_w(grid_w, W_FEATURES)[:, : W_FEATURES // 2]
+fig, axes = plotting.figure(1, 2, width=8, height=2.8)
 axes[0].imshow(features.T, aspect="auto", extent=(0, recipe.w_max, 32, 0), cmap="cividis")
 axes[0].set(xlabel="w", ylabel="sine feature", title="32 sines of 1000 w, from fast to slow")
-for k, color in zip((18, 22, 26, 31), COLORS, strict=False):
+for k, color in zip((18, 22, 26, 31), plotting.COLORS, strict=False):
     axes[1].plot(grid_w, features[:, k], color=color, label=f"feature {k}")
 axes[1].set(xlabel="w", title="four of the slow ones")
 axes[1].legend(frameon=False, ncols=2, fontsize=8)
-show(
+plotting.show(
     fig,
     alt="Left: 32 sine features of w as an image, fast ones on top: narrow stripes and moiré, since they are "
     "too fast to be drawn; below, ever wider bands; the slowest hardly change. Right: features 18, 22, 26 and "
@@ -364,14 +343,14 @@ show(
 
 # %%
 u = torch.rand(20000, generator=generator)
-fig, axis = figure(width=5, height=2.4)
-short_run = get_recipe(dataset, "laptop", seed=seed)
-for power, color in ((1.0, COLORS[1]), (short_run.w_power, COLORS[0])):
-    drawn = sample_w(u, (0.0, recipe.w_max), power)
+fig, axis = plotting.figure(width=5, height=2.4)
+short_run = cd.get_recipe(dataset, "laptop", seed=seed)
+for power, color in ((1.0, plotting.COLORS[1]), (short_run.w_power, plotting.COLORS[0])):
+    drawn = cd.sample_w(u, (0.0, recipe.w_max), power)
     axis.hist(drawn, bins=40, density=True, histtype="step", color=color, label=f"power {power:g}")
 axis.set(xlabel="w", ylabel="density")
 axis.legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="Histograms of drawn w: flat for power 1; for the larger power very high near zero, and falling.",
 )
@@ -389,18 +368,18 @@ trials = {
 }
 by_trial, by_name = {}, {}
 for name, (w_power, faster, balanced) in trials.items():
-    short = add_w_conditioning(network, (0.0, recipe.w_max))
-    for _ in train(
+    short = cd.add_w_conditioning(network, (0.0, recipe.w_max))
+    for _ in cd.train(
         short,
-        stage_one_loss(teacher, short.w_range, w_power=w_power, balanced=balanced),
+        cd.stage_one_loss(teacher, short.w_range, w_power=w_power, balanced=balanced),
         data,
-        Optim(
+        cd.Optim(
             updates=4 if profile == "smoke" else 80,
             batch=short_run.student_batch,
             rate=short_run.rate_one,
             faster={"cond_proj": faster},
         ),
-        Run("trial", seed=seed),
+        cd.Run("trial", seed=seed),
     ):
         pass
     by_name[name] = short
@@ -408,12 +387,14 @@ for name, (w_power, faster, balanced) in trials.items():
     print(f"{name:22s} loss at w = 0: {by_trial[name][0]:.3f}, at w = 4: {by_trial[name][-1]:.3f}")
 
 # %%
-fig, axis = figure(width=6, height=3)
-for (name, errors), color, marker in zip(by_trial.items(), COLORS[1:], "os^d", strict=False):
+fig, axis = plotting.figure(width=6, height=3)
+for (name, errors), color, marker in zip(
+    by_trial.items(), plotting.COLORS[1:], "os^d", strict=False
+):
     axis.plot(grid, errors, color=color, marker=marker, label=name)
 axis.set(xlabel="w", ylabel="loss, averaged over t", yscale="log")
 axis.legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="Loss against w after four short runs, on a logarithmic axis. Uniform w, with a faster projection or without: high at w = 0, lowest "
     "between 1 and 2. With small w more often it is several times lower at w = 0. With the "
@@ -521,7 +502,7 @@ assert checks.delivered(delivered).startswith("Right")
 # NBVAL_CHECK_OUTPUT
 for name, model in (("the pair", teacher), ("the fresh student", student)):
     print(
-        f"{name}, asked for w = 2, delivers {abs(delivered_w(model, teacher, data, 2.0, n=64)):.2f}"
+        f"{name}, asked for w = 2, delivers {abs(cd.delivered_w(model, teacher, data, 2.0, n=64)):.2f}"
     )
 
 # %% [markdown]
@@ -531,9 +512,9 @@ for name, model in (("the pair", teacher), ("the fresh student", student)):
 # %%
 print("trial                 delivers, asked for w = 0   for w = 4   best without seeing w")
 for name, (w_power, _, balanced) in trials.items():
-    told = [delivered_w(by_name[name], teacher, data, w, n=256) for w in (0.0, recipe.w_max)]
-    w = sample_w(u, (0.0, recipe.w_max), w_power)
-    k = balance(w) if balanced else torch.ones_like(w)
+    told = [cd.delivered_w(by_name[name], teacher, data, w, n=256) for w in (0.0, recipe.w_max)]
+    w = cd.sample_w(u, (0.0, recipe.w_max), w_power)
+    k = cd.balance(w) if balanced else torch.ones_like(w)
     print(f"{name:22s}{told[0]:24.2f}{told[1]:12.2f}{(k * w).sum() / k.sum():24.2f}")
 
 # %% [markdown]
@@ -564,8 +545,8 @@ for name, (w_power, _, balanced) in trials.items():
 # ## 5. Training
 
 # %%
-student = train_stage_one(recipe, data, out)
-card = read_card(home(recipe, out) / "stage-one")
+student = stages.train_stage_one(recipe, data, out)
+card = checkpoints.read_card(stages.home(recipe, out) / "stage-one")
 print(
     f"{card['about']['updates']} updates, {card['minutes']} minutes, final loss {card['losses'][-1]:.4f}"
 )
@@ -577,19 +558,19 @@ print(
 # %%
 by_w = [sum(mean_loss(student, w, t) for t in times) / len(times) for w in grid]
 by_t = [mean_loss(student, 1.0, t) for t in times]
-fig, axes = figure(1, 2, width=8, height=2.8)
+fig, axes = plotting.figure(1, 2, width=8, height=2.8)
 for axis, values, fresh, trained in (
     (axes[0], grid, fresh_by_w, by_w),
     (axes[1], times, fresh_by_t, by_t),
 ):
     shown = [(value, loss) for value, loss in zip(values, fresh, strict=True) if loss > 1e-9]
-    axis.plot(*zip(*shown, strict=True), color=COLORS[1], marker="o", label="fresh")
-    axis.plot(values, trained, color=COLORS[0], marker="s", label="trained")
+    axis.plot(*zip(*shown, strict=True), color=plotting.COLORS[1], marker="o", label="fresh")
+    axis.plot(values, trained, color=plotting.COLORS[0], marker="s", label="trained")
     axis.set(yscale="log")
 axes[0].set(xlabel="w", ylabel="loss", title="averaged over t")
 axes[1].set(xlabel="t", title="at w = 1")
 axes[0].legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="The trained student's loss against w and against t, on a logarithmic axis, lies well below that "
     "of the fresh student, except at w = 0, where the fresh one was exact and has no point, and at the smallest t.",
@@ -600,11 +581,11 @@ show(
 
 # %%
 asked = [0.0, 0.3, 1.0, 2.0, 3.0, 4.0]
-told = {w: delivered_w(student, teacher, data, w, n=1024) for w in asked if w <= recipe.w_max}
+told = {w: cd.delivered_w(student, teacher, data, w, n=1024) for w in asked if w <= recipe.w_max}
 for w, delivered in told.items():
     print(f"asked for w = {w:g}, it delivers {delivered:.2f}")
-show(
-    asked_against_delivered({"stage one": told}),
+plotting.show(
+    plotting.asked_against_delivered({"stage one": told}),
     alt="The w that the student delivers against the w that it was asked for, beside the diagonal: the points begin "
     "on the diagonal, and fall below it as w grows: on CIFAR-10 by more than a quarter at 4, on digits by a twentieth.",
 )
@@ -617,10 +598,10 @@ show(
 
 # %%
 norms = student.net.unet.time_embedding.cond_proj.weight.detach().cpu().norm(dim=0)
-fig, axis = figure(width=7, height=2.6)
-axis.bar(range(W_FEATURES // 2), norms[: W_FEATURES // 2], color=COLORS[0])
+fig, axis = plotting.figure(width=7, height=2.6)
+axis.bar(range(W_FEATURES // 2), norms[: W_FEATURES // 2], color=plotting.COLORS[0])
 axis.set(xlabel="sine feature of w, from fast to slow", ylabel="norm of its weights")
-show(
+plotting.show(
     fig,
     alt="Bars: norm of the trained projection's weights for each of the 32 sine features of w. The fast half stays small; "
     "among the slow ones the norms grow, and those of the slowest are many times as large.",
@@ -638,24 +619,24 @@ show(
 lines = {}
 for w in (0.0, 3.0):
     pair, one = (
-        generate(model, data.shape, torch.arange(10), steps=32, w=w, seed=seed)
+        cd.generate(model, data.shape, torch.arange(10), steps=32, w=w, seed=seed)
         for model in (teacher, student)
     )
     lines[f"w = {w:g}: teacher, 2 x 32 NFE"] = pair
     lines[f"w = {w:g}: stage one, 32 NFE"] = one
     lines[f"w = {w:g}: distance between the two, four times as bright"] = 4 * (pair - one).abs() - 1
-show(
-    image_rows(lines),
+plotting.show(
+    plotting.image_rows(lines),
     alt="Ten images by the teacher, one of each class, the same ten by the stage-one student, and their differences, at "
     "w = 0 and w = 3. The images are the same; the differences are faint at w = 0 and clearer at w = 3.",
 )
 
 # %%
-judge = make_judge(recipe, data, out)
+judge = stages.make_judge(recipe, data, out)
 weights = (0.0, 1.0, 3.0)
 grid_of = dict(steps=(32,), weights=weights)
-two = evaluate_rows(teacher, judge, data, recipe, out, model="teacher", **grid_of)
-one = evaluate_rows(student, judge, data, recipe, out, model="stage_one", **grid_of)
+two = stages.evaluate_rows(teacher, judge, data, recipe, out, model="teacher", **grid_of)
+one = stages.evaluate_rows(student, judge, data, recipe, out, model="stage_one", **grid_of)
 print(f"{recipe.samples} samples, {judge.name}, reference {judge.reference}, seed {seed}")
 print("Fréchet distance:")
 print("  w | teacher (NFE 64) | stage one (NFE 32) | ratio | accuracy of both")
@@ -696,7 +677,7 @@ print("network evaluations, teacher and student:", two[0]["nfe"], one[0]["nfe"])
 # **Next:** [04 · Stage two: progressive distillation](04_stage_two.ipynb) halves the steps until one is left.
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="03_stage_one", recipe=recipe.name, seed=seed, data=data.hash[:16], split=data.split
 )
 for key, value in facts.items():

@@ -56,56 +56,20 @@ from cfgdistill.course.colab import set_up
 set_up(drive=False, minutes=None)  # keep checkpoints on Drive? stop after so many minutes?
 
 # %%
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from cfgdistill import (
-    CosineSchedule,
-    GuidedDenoiser,
-    balance,
-    ddim_step,
-    delivered_by_samples,
-    expand,
-    generate,
-    get_recipe,
-    halvings,
-    load_data,
-    pinwheel,
-    progressive_loss,
-    progressive_target,
-    sample_w,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import (
-    evaluate_rows,
-    home,
-    make_judge,
-    teachers_own,
-    train_stage_one,
-    train_stage_two,
-    train_teacher,
-    training_minutes,
-    w_ladder,
-)
-from cfgdistill.course.walk import at_hand, why
-from cfgdistill.judge.plotting import (
-    COLORS,
-    asked_against_delivered,
-    figure,
-    image_rows,
-    quality_against_nfe,
-    show,
-)
-from cfgdistill.training.checkpoints import provenance, read_card, write_text
+import cfgdistill as cd
+from cfgdistill.course import checks, stages, walk
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
-dataset = os.environ.get("CFGDISTILL_DATASET") or at_hand()
+dataset = os.environ.get("CFGDISTILL_DATASET") or walk.at_hand()
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
 retrain = flag("CFGDISTILL_RETRAIN")  # False: use the models of the package
@@ -144,11 +108,11 @@ seed = 0
 # %%
 def target_from_scratch(teacher, z, t, s, cond, w):
     alpha_sigma, mid = teacher.schedule.alpha_sigma, (t + s) / 2
-    z_mid = ddim_step(teacher(z, t, cond, w), mid, teacher.schedule)
-    z_s = ddim_step(teacher(z_mid, mid, cond, w), s, teacher.schedule)
+    z_mid = cd.ddim_step(teacher(z, t, cond, w), mid, teacher.schedule)
+    z_s = cd.ddim_step(teacher(z_mid, mid, cond, w), s, teacher.schedule)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
     ratio = sigma_s / sigma_t
-    return (z_s - expand(ratio, z) * z) / expand(alpha_s - ratio * alpha_t, z)  # x form
+    return (z_s - cd.expand(ratio, z) * z) / cd.expand(alpha_s - ratio * alpha_t, z)  # x form
 
 
 # %% [markdown]
@@ -157,7 +121,7 @@ def target_from_scratch(teacher, z, t, s, cond, w):
 
 # %%
 # NBVAL_CHECK_OUTPUT
-exact = GuidedDenoiser(pinwheel().denoiser(CosineSchedule()), null=3)
+exact = cd.GuidedDenoiser(cd.pinwheel().denoiser(cd.CosineSchedule()), null=3)
 generator = torch.Generator().manual_seed(1)
 cond, w = torch.arange(3).repeat(20), 4 * torch.rand(60, generator=generator).double()
 worst = 0.0
@@ -166,13 +130,13 @@ for N in (1, 2, 4, 8, 64):
         z = torch.randn(60, 2, generator=generator).double()
         t, s = torch.full((60,), i / N).double(), torch.full((60,), (i - 1) / N).double()
         mid = (t + s) / 2
-        z_mid = ddim_step(exact(z, t, cond, w), mid, exact.schedule)
-        two_steps = ddim_step(exact(z_mid, mid, cond, w), s, exact.schedule)
-        v = progressive_target(exact, z, t, s, cond, w)
-        d = expand(exact.schedule.angle(s) - exact.schedule.angle(t), z)
+        z_mid = cd.ddim_step(exact(z, t, cond, w), mid, exact.schedule)
+        two_steps = cd.ddim_step(exact(z_mid, mid, cond, w), s, exact.schedule)
+        v = cd.progressive_target(exact, z, t, s, cond, w)
+        d = cd.expand(exact.schedule.angle(s) - exact.schedule.angle(t), z)
         worst = max(worst, (d.cos() * z + d.sin() * v - two_steps).abs().max().item())
         x = target_from_scratch(exact, z, t, s, cond, w)
-        alpha, sigma = (expand(a, z) for a in exact.schedule.alpha_sigma(t))
+        alpha, sigma = (cd.expand(a, z) for a in exact.schedule.alpha_sigma(t))
         torch.testing.assert_close(alpha * z - sigma * v, x, atol=1e-9, rtol=1e-9)
 print(f"one step with the target lands where two steps land, to 1e-10: {worst < 1e-10}")
 print("the x form from scratch and the v form of the package agree")
@@ -284,20 +248,20 @@ for i in range(N, 0, -1):
     z = torch.randn(60, 2, generator=generator).double()
     t, s = torch.full((60,), i / N).double(), torch.full((60,), (i - 1) / N).double()
     mid = (t + s) / 2
-    z_mid = ddim_step(exact(z, t, cond, w), mid, exact.schedule)
+    z_mid = cd.ddim_step(exact(z, t, cond, w), mid, exact.schedule)
     second = exact(z_mid, mid, cond, w)
-    two_steps = ddim_step(second, s, exact.schedule)
+    two_steps = cd.ddim_step(second, s, exact.schedule)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (
         exact.schedule.alpha_sigma(t),
         exact.schedule.alpha_sigma(s),
     )
-    eps = (z - expand(alpha_t, z) * second.x) / expand(sigma_t, z)
-    landed = expand(alpha_s, z) * second.x + expand(sigma_s, z) * eps
+    eps = (z - cd.expand(alpha_t, z) * second.x) / cd.expand(sigma_t, z)
+    landed = cd.expand(alpha_s, z) * second.x + cd.expand(sigma_s, z) * eps
     misses.append((landed - two_steps).square().sum(1).mean().sqrt().item())
-fig, axis = figure(width=6, height=3)
-axis.bar([f"{i}/{N} to {i - 1}/{N}" for i in range(N, 0, -1)], misses, color=COLORS[1])
+fig, axis = plotting.figure(width=6, height=3)
+axis.bar([f"{i}/{N} to {i - 1}/{N}" for i in range(N, 0, -1)], misses, color=plotting.COLORS[1])
 axis.set(ylabel="distance to $z_s$", xlabel="interval")
-show(
+plotting.show(
     fig,
     alt="Bars of the distance by which the wrong target misses z_s in the four intervals: it grows from the "
     "first to the third, and is zero in the last.",
@@ -313,15 +277,15 @@ show(
 # to be written down:
 
 # %%
-recipe = get_recipe(dataset, profile, seed=seed)
+recipe = cd.get_recipe(dataset, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
-print(why(dataset))
+    recipe = cd.use_pretrained(recipe, out)
+print(walk.why(dataset))
 print(
     f"{recipe.name}: from {2 * recipe.start} steps down, batch {recipe.student_batch}, seed {recipe.seed}"
 )
-data = load_data(dataset, "train", recipe.images)
-stage_one = train_stage_one(recipe, data, out)
+data = cd.load_data(dataset, "train", recipe.images)
+stage_one = stages.train_stage_one(recipe, data, out)
 
 
 def halve(teacher, steps, updates):
@@ -330,10 +294,12 @@ def halve(teacher, steps, updates):
     for _ in range(updates):
         x, cond = data.batch(torch.randint(len(data), (recipe.student_batch,)))
         i = torch.randint(1, steps + 1, (len(x),)).float()  # which of the N intervals
-        w = sample_w(torch.rand(len(x)), student.w_range, recipe.w_power)
+        w = cd.sample_w(torch.rand(len(x)), student.w_range, recipe.w_power)
         x, cond, i, w = (value.to(student.device) for value in (x, cond, i, w))
-        losses = progressive_loss(student, teacher, x, cond, w, i / steps, (i - 1) / steps)
-        loss = (balance(w) * losses).mean()  # an error counts relative to its target: notebook 03
+        losses = cd.progressive_loss(student, teacher, x, cond, w, i / steps, (i - 1) / steps)
+        loss = (
+            cd.balance(w) * losses
+        ).mean()  # an error counts relative to its target: notebook 03
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -356,9 +322,9 @@ print(f"two updates of the student of {recipe.start} steps: loss {loss:.4f}")
 
 # %%
 students = {}
-for student in train_stage_two(recipe, data, out):
+for student in stages.train_stage_two(recipe, data, out):
     students[student.steps] = student
-    card = read_card(home(recipe, out) / "stage-two" / f"steps-{student.steps}")
+    card = checkpoints.read_card(stages.home(recipe, out) / "stage-two" / f"steps-{student.steps}")
     print(f"N = {student.steps:3d}: {card['about']['updates']} updates, {card['minutes']} minutes")
 
 # %% [markdown]
@@ -366,9 +332,9 @@ for student in train_stage_two(recipe, data, out):
 # what its own teacher's two steps amount to.
 
 # %%
-fig, axis = figure(width=6.5, height=3.6)
-for steps, color in zip(students, COLORS * 2, strict=False):
-    card = read_card(home(recipe, out) / "stage-two" / f"steps-{steps}")
+fig, axis = plotting.figure(width=6.5, height=3.6)
+for steps, color in zip(students, plotting.COLORS * 2, strict=False):
+    card = checkpoints.read_card(stages.home(recipe, out) / "stage-two" / f"steps-{steps}")
     losses, each = card["losses"], card.get("updates_per_loss", 1)
     window = max(1, len(losses) // 25)
     smooth = torch.tensor(losses[: len(losses) // window * window]).reshape(-1, window).mean(1)
@@ -376,7 +342,7 @@ for steps, color in zip(students, COLORS * 2, strict=False):
     axis.plot(updates, smooth, color=color, label=f"{steps}")
 axis.set(xlabel="update", ylabel="loss", yscale="log")
 axis.legend(title="steps", frameon=False, ncols=2)
-show(
+plotting.show(
     fig,
     alt="Loss curves of the halvings on a logarithmic axis. Each halving starts and ends at a higher loss "
     "than the one before it; the last, to one step, is the highest.",
@@ -434,7 +400,7 @@ assert checks.staircase(staircase).startswith("Right")
 # far it is from the first one, pixel by pixel (black: not at all; white: by 1 or more, half the way from black to white).
 
 # %%
-teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.num_classes)
+teacher = cd.GuidedDenoiser(stages.train_teacher(recipe, data, out), null=data.num_classes)
 many = 128 if dataset == "digits" else 32  # steps of a teacher that takes its time
 shown = [steps for steps in (8, 4, 2, 1) if steps in students]
 weights = (0.0, 1.0, 3.0)
@@ -443,13 +409,13 @@ runs += [("student", students[steps], steps, steps) for steps in (4, 1) if steps
 for w in (0.0, 3.0):
     lines = {}
     for name, model, steps, nfe in runs:
-        x = generate(model, data.shape, torch.arange(10), steps=steps, w=w, seed=seed)
+        x = cd.generate(model, data.shape, torch.arange(10), steps=steps, w=w, seed=seed)
         lines[f"w = {w:g}: {name}, N = {steps}, {nfe} NFE"] = x
         first = next(iter(lines.values()))
         if x is not first:
             lines[f"{name}, N = {steps}: distance to the first line"] = 2 * (x - first).abs() - 1
-    show(
-        image_rows(lines),
+    plotting.show(
+        plotting.image_rows(lines),
         alt=f"Ten images at w = {w:g}, one of each class: by the teacher in many steps, in 4 and in 1, and by the students of "
         "4 steps and of 1, each but the first with its distance to the first line. The teacher's single step is a blur, and its "
         "distances are bright; its 4 steps are softer than its many. Those of the students look like the first line, and "
@@ -467,25 +433,25 @@ for w in (0.0, 3.0):
 # ## 5. Measuring
 
 # %%
-judge = make_judge(recipe, data, out)
+judge = stages.make_judge(recipe, data, out)
 few = replace(recipe, samples=min(128, recipe.samples))
-rungs = dict(steps=32 if dataset == "digits" else 16, weights=w_ladder(recipe))
-ladder = teachers_own(teacher, data, few, out, **rungs)
+rungs = dict(steps=32 if dataset == "digits" else 16, weights=stages.w_ladder(recipe))
+ladder = stages.teachers_own(teacher, data, few, out, **rungs)
 common = dict(judge=judge, data=data, recipe=recipe, out=out, weights=weights, ladder=ladder)
 teachers_steps = list(dict.fromkeys((many, 32, 8, 4, 2, 1)))
-rows = evaluate_rows(teacher, model="teacher", steps=teachers_steps, **common)
-rows += evaluate_rows(stage_one, model="stage_one", steps=(32,), **common)
+rows = stages.evaluate_rows(teacher, model="teacher", steps=teachers_steps, **common)
+rows += stages.evaluate_rows(stage_one, model="stage_one", steps=(32,), **common)
 for steps in shown:
-    rows += evaluate_rows(students[steps], model="student", steps=(steps,), **common)
+    rows += stages.evaluate_rows(students[steps], model="student", steps=(steps,), **common)
 
-floor = judge(*load_data(dataset, "test", recipe.images).all())["frechet_distance"]
-spent = training_minutes(recipe, out)
+floor = judge(*cd.load_data(dataset, "test", recipe.images).all())["frechet_distance"]
+spent = stages.training_minutes(recipe, out)
 minutes = sum(spent.values()) + sum(row["ms_per_image"] for row in rows) * recipe.samples / 60_000
 meta = {
     "dataset": dataset,
     "profile": profile,
     "seed": seed,
-    "git_commit": provenance()["git_commit"],
+    "git_commit": checkpoints.provenance()["git_commit"],
     "feature_net": judge.name,
     "reference": judge.reference,
     "n_samples": recipe.samples,
@@ -493,7 +459,7 @@ meta = {
     "training_minutes": spent,
     "real_floor": round(floor, 4),  # the test split's own distance to the reference
 }
-write_text(Path(out) / "results.json", json.dumps({"meta": meta, "rows": rows}, indent=1))
+checkpoints.write_json(Path(out) / "results.json", {"meta": meta, "rows": rows})
 
 print(f"{meta['n_samples']} samples, {judge.name}, reference {judge.reference}, seed {seed}")
 print("model      steps  NFE | Fréchet at w = 0, 1, 3     | delivered w       | ms/image")
@@ -513,12 +479,12 @@ for model in ("teacher", "stage_one", "student"):
     print(f"{model}: evaluations a step {own}")
 
 # %%
-fig = quality_against_nfe(rows)
+fig = plotting.quality_against_nfe(rows)
 values = [row["frechet_distance"] for row in rows]
 for axis in fig.axes:  # the same scale in all three, or w = 3 would look as steep as w = 0
     axis.set_ylim(0.9 * min(values), 1.1 * max(values))
 fig.axes[0].set_ylabel("Fréchet distance")
-show(
+plotting.show(
     fig,
     alt="Three panels with the same scale, w = 0, 1 and 3: Fréchet distance against network evaluations. The teacher's "
     "curve shoots up below some tens of evaluations, steeply at w = 0, less so at w = 3; the students' is nearly flat "
@@ -545,13 +511,13 @@ show(
 labels = torch.arange(min(60, recipe.samples)) % 10
 arguments = dict(shape=data.shape, labels=labels, seed=seed)
 print("model          NFE |" + "".join(f"  w = {w:g}" for w in weights))
-reference = {w: generate(teacher, steps=many, w=w, **arguments) for w in weights}
+reference = {w: cd.generate(teacher, steps=many, w=w, **arguments) for w in weights}
 models = [("teacher", teacher, steps) for steps in (16, 8, 4, 2, 1)]
 models += [("stage one", stage_one, 32)] + [("student", students[n], n) for n in shown]
 table = {}
 for name, model, steps in models:
     errors = [
-        (generate(model, steps=steps, w=w, **arguments) - reference[w])
+        (cd.generate(model, steps=steps, w=w, **arguments) - reference[w])
         .square()
         .mean()
         .sqrt()
@@ -624,11 +590,11 @@ given = {}
 for name, model, steps in models[5:]:
     line = given["stage one, 32 steps" if name == "stage one" else f"student, {steps}"] = {}
     for w in (0.0, 0.5, 1.0, 2.0, 3.0, 4.0):
-        line[w] = delivered_by_samples(generate(model, steps=steps, w=w, **again), ladder)
+        line[w] = cd.delivered_by_samples(cd.generate(model, steps=steps, w=w, **again), ladder)
 for name, line in given.items():
     print(f"{name:20s}", ", ".join(f"{w:g}: {nearest:.2f}" for w, nearest in line.items()))
-show(
-    asked_against_delivered(given),
+plotting.show(
+    plotting.asked_against_delivered(given),
     alt="The w that samples of each model deliver against the w that they were asked for, beside the diagonal: "
     "all lines begin on it; at large w those of few steps lie below it, with one step by about half at w = 4.",
 )
@@ -664,9 +630,9 @@ print(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print("halvings from 16:", halvings(16))
+print("halvings from 16:", cd.halvings(16))
 try:
-    halvings(12)
+    cd.halvings(12)
 except ValueError as error:
     print(error)
 
@@ -686,7 +652,7 @@ except ValueError as error:
 # for a sampler that adds noise on its way.
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="04_stage_two", recipe=recipe.name, seed=seed, data=data.hash[:16], split=data.split
 )
 for key, value in facts.items():

@@ -56,28 +56,10 @@ from dataclasses import replace
 
 import torch
 
-from cfgdistill import (
-    CosineSchedule,
-    Denoiser,
-    GaussianMixture,
-    GuidedDenoiser,
-    ancestral,
-    ddim,
-    ddim_step,
-    generate,
-    get_recipe,
-    last,
-    load_data,
-    pinwheel,
-    progressive_target,
-    renoise,
-    stochastic,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import evaluate_rows, make_judge, train_stage_two, train_teacher
-from cfgdistill.judge.plotting import COLORS, figure, sample_grid, show
-from cfgdistill.training.checkpoints import provenance
+import cfgdistill as cd
+from cfgdistill.course import checks, stages
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -148,7 +130,7 @@ assert checks.added_noise(added_noise).startswith("Right")
 def stochastic_from_scratch(denoiser, z, N, noise):
     for i in range(N, 0, -1):
         t, s, k = (torch.full((len(z),), max(i - back, 0) / N).to(z) for back in (0, 1, 2))
-        z = ddim_step(denoiser(z, t), k, denoiser.schedule)
+        z = cd.ddim_step(denoiser(z, t), k, denoiser.schedule)
         if i > 1:
             (alpha_k, _), (alpha_s, _) = map(denoiser.schedule.alpha_sigma, (k, s))
             kept = (alpha_s / alpha_k)[:, None]
@@ -156,7 +138,7 @@ def stochastic_from_scratch(denoiser, z, N, noise):
     return z
 
 
-exact = pinwheel().denoiser(CosineSchedule())
+exact = cd.pinwheel().denoiser(cd.CosineSchedule())
 null = torch.full((6,), 3)  # E[x | z] over all classes
 
 
@@ -170,7 +152,7 @@ class Unconditional:
 z = torch.randn(6, 2, generator=torch.Generator().manual_seed(1)).double()
 generator = torch.Generator().manual_seed(2)
 noise = [torch.randn(6, 2, generator=generator, dtype=torch.float64) for _ in range(3)]
-ours = last(stochastic(exact, z, 4, null, generator=torch.Generator().manual_seed(2)))
+ours = cd.last(cd.stochastic(exact, z, 4, null, generator=torch.Generator().manual_seed(2)))
 torch.testing.assert_close(stochastic_from_scratch(Unconditional(), z, 4, noise), ours)
 
 # %% [markdown]
@@ -181,13 +163,13 @@ torch.testing.assert_close(stochastic_from_scratch(Unconditional(), z, 4, noise)
 # %%
 # NBVAL_CHECK_OUTPUT
 one, zero = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
-schedule = CosineSchedule()
+schedule = cd.CosineSchedule()
 
 
 def factors(k, s):
     """What `renoise` multiplies z_k with, and what it multiplies the fresh noise with."""
-    kept = renoise(one, zero, k, s, schedule)  # z_k = 1 and no noise
-    added = renoise(zero, one, k, s, schedule)  # z_k = 0 and noise 1
+    kept = cd.renoise(one, zero, k, s, schedule)  # z_k = 1 and no noise
+    added = cd.renoise(zero, one, k, s, schedule)  # z_k = 0 and noise 1
     return kept.item(), added.item()
 
 
@@ -200,25 +182,27 @@ for i in range(1, 64):
         worst = max(worst, (kept * alpha_k - alpha_s).abs().item())
         worst = max(worst, (kept**2 * sigma_k**2 + added**2 - sigma_s**2).abs().item())
 print(f"mean and variance right at all pairs of 64 times, to 1e-12: {worst < 1e-12}")
-same = torch.equal(last(stochastic(exact, z, 1, null)), last(ddim(exact, z, 1, null)))
+same = torch.equal(cd.last(cd.stochastic(exact, z, 1, null)), cd.last(cd.ddim(exact, z, 1, null)))
 print(f"with one step it is the deterministic sampler: {same}")
 
 # %% [markdown]
 # **Which way does a sample take through time?** Down is towards the image.
 
 # %%
-fig, axes = figure(1, 3, width=9, height=2.8, sharey=True)
+fig, axes = plotting.figure(1, 3, width=9, height=2.8, sharey=True)
 for axis, N in zip(axes, (8, 4, 2), strict=True):
-    axis.plot(range(N + 1), [i / N for i in range(N, -1, -1)], color=COLORS[0], label="DDIM")
+    axis.plot(
+        range(N + 1), [i / N for i in range(N, -1, -1)], color=plotting.COLORS[0], label="DDIM"
+    )
     spent, times = [0.0], [1.0]
     for i in range(N, 0, -1):
         spent += [N - i + (0.8 if i > 1 else 1.0), N - i + 1.0]  # down in the evaluation, then up
         times += [max(i - 2, 0) / N, (i - 1) / N]
-    axis.plot(spent, times, color=COLORS[1], linestyle="--", label="stochastic")
+    axis.plot(spent, times, color=plotting.COLORS[1], linestyle="--", label="stochastic")
     axis.set(xlabel="evaluations", title=f"N = {N}", xticks=range(0, N + 1, max(1, N // 4)))
 axes[0].set_ylabel("time t")
 axes[0].legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="Time against evaluations for 8, 4 and 2 steps. DDIM falls in a straight line from 1 to 0. The "
     "stochastic sampler zigzags around it: a jump of double length down, then half of it up again.",
@@ -231,32 +215,34 @@ show(
 
 # %%
 start = torch.tensor([[-0.6, 0.5]]).double()
-points, _ = pinwheel().sample(800, torch.Generator().manual_seed(0))
+points, _ = cd.pinwheel().sample(800, torch.Generator().manual_seed(0))
 many = start.repeat(300, 1)
 runs = [
     many,
-    *stochastic(
+    *cd.stochastic(
         exact, many, 16, torch.full((300,), 3), generator=torch.Generator().manual_seed(seed)
     ),
 ]
 runs = torch.stack(runs)  # [17, 300, 2]
-path = torch.cat([start, *ddim(exact, start, 16, null[:1])])
-fig, axes = figure(1, 2, width=8.4, height=4.1, sharex=True, sharey=True)
+path = torch.cat([start, *cd.ddim(exact, start, 16, null[:1])])
+fig, axes = plotting.figure(1, 2, width=8.4, height=4.1, sharex=True, sharey=True)
 for axis in axes:
     axis.scatter(*points.T, s=3, color="0.8")
     axis.set_aspect("equal")
-axes[0].plot(*path.T, color=COLORS[0], marker="o", markersize=3, label="DDIM")
+axes[0].plot(*path.T, color=plotting.COLORS[0], marker="o", markersize=3, label="DDIM")
 for run in range(3):
-    axes[0].plot(*runs[:, run].T, color=COLORS[run + 1], linewidth=0.9, label=f"run {run + 1}")
-    axes[0].plot(*runs[-1, run], color=COLORS[run + 1], marker="s", markersize=7)
+    axes[0].plot(
+        *runs[:, run].T, color=plotting.COLORS[run + 1], linewidth=0.9, label=f"run {run + 1}"
+    )
+    axes[0].plot(*runs[-1, run], color=plotting.COLORS[run + 1], marker="s", markersize=7)
 axes[0].set_title("DDIM, and three stochastic runs")
-axes[1].scatter(*runs[-1].T, s=8, color=COLORS[1])
-axes[1].plot(*path[-1], color=COLORS[0], marker="o", markersize=8)
+axes[1].scatter(*runs[-1].T, s=8, color=plotting.COLORS[1])
+axes[1].plot(*path[-1], color=plotting.COLORS[0], marker="o", markersize=8)
 axes[1].set_title("where 300 stochastic runs end")
 for axis in axes:
     axis.plot(*start[0], color="black", marker="*", markersize=12)
 axes[0].legend(frameon=False, fontsize=8, loc="lower left")
-show(
+plotting.show(
     fig,
     alt="Left: paths from one starting point, a star, in the plane of three spiral arms. DDIM's is short and smooth; three stochastic "
     "runs wander far and end elsewhere in the data. Right: the end points of 300 stochastic runs cover all three arms.",
@@ -361,22 +347,22 @@ def halve(teacher, N):
     gains = {0.0: 0.0}  # where nothing is left to do
     for i in range(1, N + 1):
         t, mid, s = (max(i - back, 0) / N for back in (0, 1, 2))
-        gains[t] = progressive_target(teacher, one, t, s, mid=mid).item()
-    return Denoiser(Gains(gains), schedule)
+        gains[t] = cd.progressive_target(teacher, one, t, s, mid=mid).item()
+    return cd.Denoiser(Gains(gains), schedule)
 
 
 def variance(denoiser, N):
     value = 1.0
     for i in range(N, 0, -1):
         k, s = (torch.tensor([max(i - back, 0) / N]).double() for back in (2, 1))
-        value *= ddim_step(denoiser(one, i / N), k, schedule).item() ** 2
+        value *= cd.ddim_step(denoiser(one, i / N), k, schedule).item() ** 2
         if i > 1:
             kept, added = factors(k, s)
             value = kept**2 * value + added**2
     return value
 
 
-gaussian = GaussianMixture(torch.zeros(1, 1), torch.zeros(1).long(), std=0.4**0.5)
+gaussian = cd.GaussianMixture(torch.zeros(1, 1), torch.zeros(1).long(), std=0.4**0.5)
 gaussian = gaussian.denoiser(schedule)
 
 
@@ -392,19 +378,27 @@ def chain_from(first):
 
 chain = chain_from(64)
 often = {N: variance(gaussian, N) for N in chain}
-fig, axis = figure(width=5.5, height=2.9)
+fig, axis = plotting.figure(width=5.5, height=2.9)
 axis.axhline(0.4, color="black", linewidth=0.8, label="data")
 axis.plot(
-    chain.keys(), chain.values(), marker="^", color=COLORS[0], label="distilled, 64 down to N"
+    chain.keys(),
+    chain.values(),
+    marker="^",
+    color=plotting.COLORS[0],
+    label="distilled, 64 down to N",
 )
 axis.plot(
-    often.keys(), often.values(), marker="o", color=COLORS[1], label="exact denoiser, N steps"
+    often.keys(),
+    often.values(),
+    marker="o",
+    color=plotting.COLORS[1],
+    label="exact denoiser, N steps",
 )
 axis.set(xscale="log", xlabel="steps N", ylabel="variance of the samples", ylim=(0, None))
 axis.set_xticks(list(chain), list(chain))
 axis.minorticks_off()
 axis.legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="Variance of the samples against the number of steps. The distilled chain stays just below 0.4 down to one step; "
     "the exact denoiser loses more and more variance with fewer steps, and has none left at one step.",
@@ -460,14 +454,14 @@ print("at one step, if the chain starts at:", *(f"{v:.3f} ({first})" for first, 
 # The same call as in notebook 04, with one more argument.
 
 # %%
-recipe = get_recipe(dataset, profile, seed=seed)
+recipe = cd.get_recipe(dataset, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
+    recipe = cd.use_pretrained(recipe, out)
 print(recipe)
-data = load_data(dataset, "train", recipe.images)
-teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.num_classes)
-students = {s.steps: s for s in train_stage_two(recipe, data, out)}
-noisy = {s.steps: s for s in train_stage_two(recipe, data, out, sampler="stochastic")}
+data = cd.load_data(dataset, "train", recipe.images)
+teacher = cd.GuidedDenoiser(stages.train_teacher(recipe, data, out), null=data.num_classes)
+students = {s.steps: s for s in stages.train_stage_two(recipe, data, out)}
+noisy = {s.steps: s for s in stages.train_stage_two(recipe, data, out, sampler="stochastic")}
 
 # %% [markdown]
 # A student's folder says which sampler it is for. The wrong one is refused before any work is done:
@@ -475,7 +469,7 @@ noisy = {s.steps: s for s in train_stage_two(recipe, data, out, sampler="stochas
 # %%
 # NBVAL_CHECK_OUTPUT
 try:
-    stochastic(students[4], torch.randn(1, *data.shape), 4, torch.tensor([3]), 1.0)
+    cd.stochastic(students[4], torch.randn(1, *data.shape), 4, torch.tensor([3]), 1.0)
 except ValueError as error:
     print(error)
 
@@ -490,16 +484,16 @@ weights = (0.0, 1.0, 3.0)
 
 def column(w):
     how = dict(shape=data.shape, labels=wanted, w=w, seed=seed)
-    lines = {"teacher, DDIM, 256 NFE": generate(teacher, steps=128, **how)}
+    lines = {"teacher, DDIM, 256 NFE": cd.generate(teacher, steps=128, **how)}
     for n in shown:
-        lines[f"deterministic, {n} NFE"] = generate(students[n], steps=n, **how)
-        lines[f"stochastic, {n} NFE"] = generate(noisy[n], steps=n, sampler=stochastic, **how)
+        lines[f"deterministic, {n} NFE"] = cd.generate(students[n], steps=n, **how)
+        lines[f"stochastic, {n} NFE"] = cd.generate(noisy[n], steps=n, sampler=cd.stochastic, **how)
     return lines
 
 
-fig = sample_grid({f"w = {w:g}": column(w) for w in (0.0, 3.0)}, 10)
+fig = plotting.sample_grid({f"w = {w:g}": column(w) for w in (0.0, 3.0)}, 10)
 fig.set_size_inches(10, 0.75 * (2 * len(shown) + 1))
-show(
+plotting.show(
     fig,
     alt="Ten digits a row for w = 0 and 3: the deterministic students repeat the teacher's sample of the same "
     "noise, the stochastic ones draw other images of the same classes, just as clear.",
@@ -519,12 +513,12 @@ many = first.repeat(8, *[1] * len(data.shape)).to(teacher.device)  # 8 draws fro
 for n in dict.fromkeys((shown[0], shown[-1])):
     rows = draws[f"{n} steps"] = {}
     for w in (0.0, 3.0):
-        how = dict(shape=data.shape, labels=classes, steps=n, w=w, sampler=stochastic)
-        own = generate(noisy[n], seed=seed, **how)
+        how = dict(shape=data.shape, labels=classes, steps=n, w=w, sampler=cd.stochastic)
+        own = cd.generate(noisy[n], seed=seed, **how)
         total = own.unflatten(0, (per_class, -1)).var(0).mean().item()
         generator = torch.Generator().manual_seed(seed)
         labels = classes[:40].repeat(8).to(teacher.device)
-        images = last(stochastic(noisy[n], many, n, labels, w, generator=generator)).cpu()
+        images = cd.last(cd.stochastic(noisy[n], many, n, labels, w, generator=generator)).cpu()
         images = images.clamp(-1, 1).unflatten(0, (8, 40))  # [draw, first noise, *d]
         rows[f"w = {w:g}"] = images[:4, :10].flatten(0, 1)
         within = images.var(0).mean().item()
@@ -532,9 +526,9 @@ for n in dict.fromkeys((shown[0], shown[-1])):
             f"{n} steps, w = {w:g}: standard deviation of a pixel {within**0.5:.2f} from one first noise, "
             f"{total**0.5:.2f} in all: the first noise decides {1 - within / total:.0%}"
         )
-fig = sample_grid(draws, 10)
+fig = plotting.sample_grid(draws, 10)
 fig.set_size_inches(10, 4.6)
-show(
+plotting.show(
     fig,
     alt="Four rows of images for each of 8 and 2 steps and w = 0 and 3. A column starts from one noise. With 8 steps its four "
     "images differ in shape; with 2 steps, and more so with w = 3, they look alike.",
@@ -551,15 +545,19 @@ show(
 # a student is good when it is like *its* teacher, and the two kinds of students have different teachers, the same network under two samplers.
 
 # %%
-judge = make_judge(recipe, data, out)
+judge = stages.make_judge(recipe, data, out)
 common = dict(judge=judge, data=data, recipe=recipe, out=out)
-cases = [("teacher", teacher, n, s) for n in (64, 16) for s in (ddim, stochastic, ancestral)]
-cases += [("student", students[n], n, ddim) for n in (*shown, 1)]
-cases += [("student", noisy[n], n, stochastic) for n in (*shown, 1)]
+cases = [
+    ("teacher", teacher, n, s) for n in (64, 16) for s in (cd.ddim, cd.stochastic, cd.ancestral)
+]
+cases += [("student", students[n], n, cd.ddim) for n in (*shown, 1)]
+cases += [("student", noisy[n], n, cd.stochastic) for n in (*shown, 1)]
 print(f"{recipe.samples} samples, {judge.name}, reference {judge.reference}, seed {seed}")
 print("model   sampler    steps  NFE | Frechet, w = 0, 1, 3 | precision         | recall")
 for name, model, n, sampler in cases:
-    rows = evaluate_rows(model, model=name, steps=[n], weights=weights, sampler=sampler, **common)
+    rows = stages.evaluate_rows(
+        model, model=name, steps=[n], weights=weights, sampler=sampler, **common
+    )
     groups = [
         " ".join(f"{row[key]:{width}.2f}" for row in rows)
         for key, width in (("frechet_distance", 6), ("precision", 5), ("recall", 5))
@@ -573,10 +571,10 @@ for name, model, n, sampler in cases:
 # %%
 keys = ("frechet_distance", "precision", "recall")
 families = {
-    "teacher, DDIM": (lambda n: teacher, ddim, (64, 16)),
-    "teacher, stochastic": (lambda n: teacher, stochastic, (64, 16)),
-    "students, DDIM": (students.get, ddim, shown),
-    "students, stochastic": (noisy.get, stochastic, shown),
+    "teacher, DDIM": (lambda n: teacher, cd.ddim, (64, 16)),
+    "teacher, stochastic": (lambda n: teacher, cd.stochastic, (64, 16)),
+    "students, DDIM": (students.get, cd.ddim, shown),
+    "students, stochastic": (noisy.get, cd.stochastic, shown),
 }
 
 
@@ -587,18 +585,20 @@ def seeds_table(name, n, w):
     rows = []
     for number in range(seed, seed + 4):
         again = common | {"recipe": replace(recipe, seed=number)}
-        rows += evaluate_rows(model(n), **how, **again)
+        rows += stages.evaluate_rows(model(n), **how, **again)
     values = {key: torch.tensor([row[key] for row in rows]) for key in keys}
     return {"nfe": rows[0]["nfe"]} | {
         k: (v.mean().item(), v.std().item()) for k, v in values.items()
     }
 
 
-fig, axes = figure(2, 3, width=9.5, height=5.4, sharex=True)
+fig, axes = plotting.figure(2, 3, width=9.5, height=5.4, sharex=True)
 found = {}
 for line, w in zip(axes, (0.0, 3.0), strict=True):
     print(f"w = {w:g}{'':28s}Frechet        precision      recall")
-    for (name, (_, _, steps)), color, marker in zip(families.items(), COLORS, "os^D", strict=False):
+    for (name, (_, _, steps)), color, marker in zip(
+        families.items(), plotting.COLORS, "os^D", strict=False
+    ):
         own = [seeds_table(name, n, w) for n in steps]
         found |= {(name, n, w): row for n, row in zip(steps, own, strict=True)}
         for row in own:
@@ -614,7 +614,7 @@ for line, w in zip(axes, (0.0, 3.0), strict=True):
 for axis in axes[1]:
     axis.set_xlabel("NFE")
 axes[0, 0].legend(frameon=False, fontsize=8)
-show(
+plotting.show(
     fig,
     alt="Frechet distance, precision and recall against evaluations, mean and standard deviation over four seeds. At w = 0 both stochastic "
     "families have higher precision and lower recall than both deterministic ones; at w = 3 they have lower Frechet distance and higher recall.",
@@ -667,7 +667,7 @@ for w in (0.0, 3.0):
 # **Next:** notebook 06 runs the flow upwards, from images to noise.
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="05_stochastic_sampler",
     recipe=recipe.name,
     seed=seed,

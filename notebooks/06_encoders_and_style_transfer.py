@@ -56,26 +56,10 @@ import os
 
 import torch
 
-from cfgdistill import (
-    CosineSchedule,
-    GuidedDenoiser,
-    ddim,
-    ddim_encode,
-    ddim_step,
-    expand,
-    get_recipe,
-    last,
-    load_data,
-    pinwheel,
-    progressive_target,
-    translate,
-    truncated_snr,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import make_judge, train_stage_two, train_teacher
-from cfgdistill.judge.plotting import COLORS, draw_images, figure, sample_grid, show
-from cfgdistill.training.checkpoints import provenance
+import cfgdistill as cd
+from cfgdistill.course import checks, stages
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -97,14 +81,14 @@ def encode_from_scratch(denoiser, x, N, cond):
     z = x  # at t = 0 there is no noise
     for i in range(N):
         s = torch.full((len(z),), (i + 1) / N).to(z)
-        z = ddim_step(denoiser(z, i / N, cond), s, denoiser.schedule)
+        z = cd.ddim_step(denoiser(z, i / N, cond), s, denoiser.schedule)
     return z
 
 
-exact = pinwheel().denoiser(CosineSchedule())
-points, arms = pinwheel().sample(600, torch.Generator().manual_seed(seed))
+exact = cd.pinwheel().denoiser(cd.CosineSchedule())
+points, arms = cd.pinwheel().sample(600, torch.Generator().manual_seed(seed))
 points = points.double()
-noise = last(ddim_encode(exact, points, 64, arms))
+noise = cd.last(cd.ddim_encode(exact, points, 64, arms))
 torch.testing.assert_close(encode_from_scratch(exact, points, 64, arms), noise)
 
 # %% [markdown]
@@ -116,7 +100,7 @@ torch.testing.assert_close(encode_from_scratch(exact, points, 64, arms), noise)
 # NBVAL_CHECK_OUTPUT
 errors = {}
 for N in (32, 64, 128, 256, 512):
-    back = translate(exact, exact, points, arms, arms, N, w=None, w_encode=None)
+    back = cd.translate(exact, exact, points, arms, arms, N, w=None, w_encode=None)
     errors[N] = (back - points).square().sum(1).mean().sqrt().item()
     print(f"{N:4d} steps up and {N} down: root mean square error {errors[N]:.4f}")
 print("512 against 256 steps, error ratio:", round(errors[512] / errors[256], 2))
@@ -131,18 +115,18 @@ print("512 against 256 steps, error ratio:", round(errors[512] / errors[256], 2)
 # %%
 chosen = points[arms == 0]
 source = torch.zeros(len(chosen)).long()
-noise = last(ddim_encode(exact, chosen, 128, source))
+noise = cd.last(cd.ddim_encode(exact, chosen, 128, source))
 views = {"arm 0": chosen, "encoded": noise}
 for k in (1, 2):
-    views[f"decoded as arm {k}"] = last(ddim(exact, noise, 128, source + k))
-fig, axes = figure(1, 4, width=10, height=2.8)
+    views[f"decoded as arm {k}"] = cd.last(cd.ddim(exact, noise, 128, source + k))
+fig, axes = plotting.figure(1, 4, width=10, height=2.8)
 for axis, (name, view) in zip(axes, views.items(), strict=True):
     if name != "encoded":
         axis.scatter(*points.T, s=2, color="0.85")
     axis.scatter(*view.T, s=6, c=chosen.norm(dim=1), cmap="cividis")
     axis.set_title(name, fontsize=9)
     axis.set_aspect("equal")
-show(
+plotting.show(
     fig,
     alt="Points of one spiral arm, dark at its inner and light at its outer end; their encodings, which fill a round cloud, dark "
     "below and light above; and the same noise decoded as the two other arms, where the light points are on top again. On the second arm "
@@ -226,11 +210,11 @@ for k in (1, 2):
 # %%
 # NBVAL_CHECK_OUTPUT
 for t, s in ((0.0, 0.25), (0.25, 0.5)):
-    v = progressive_target(exact, points, t, s, arms)
-    middle = ddim_step(
+    v = cd.progressive_target(exact, points, t, s, arms)
+    middle = cd.ddim_step(
         exact(points, t, arms), torch.full((600,), (t + s) / 2).double(), exact.schedule
     )
-    end = ddim_step(
+    end = cd.ddim_step(
         exact(middle, (t + s) / 2, arms), torch.full((600,), s).double(), exact.schedule
     )
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (
@@ -238,7 +222,7 @@ for t, s in ((0.0, 0.25), (0.25, 0.5)):
     )
     ratio = sigma_s / sigma_t
     x = (end - ratio * points) / (alpha_s - ratio * alpha_t)
-    from_v = expand(alpha_t, points) * points - expand(sigma_t, points) * v
+    from_v = cd.expand(alpha_t, points) * points - cd.expand(sigma_t, points) * v
     same = torch.allclose(x, from_v, atol=1e-9)
     print(f"t = {t}: v form finite {bool(v.isfinite().all())}, x form finite "
           f"{bool(x.isfinite().all())}, they agree {same}")  # fmt: skip
@@ -250,9 +234,9 @@ for t, s in ((0.0, 0.25), (0.25, 0.5)):
 
 # %%
 # NBVAL_CHECK_OUTPUT
-alpha, sigma = CosineSchedule().alpha_sigma(torch.tensor([0.0, 0.5, 1.0]).double())
+alpha, sigma = cd.CosineSchedule().alpha_sigma(torch.tensor([0.0, 0.5, 1.0]).double())
 on_x = (alpha**2 / sigma**2).clamp_min(1)
-on_v = truncated_snr(CosineSchedule().logsnr(torch.tensor([0.0, 0.5, 1.0]).double()))
+on_v = cd.truncated_snr(cd.CosineSchedule().logsnr(torch.tensor([0.0, 0.5, 1.0]).double()))
 print("truncated SNR at t = 0, 1/2, 1, on x:", *(f"{value:.2f}" for value in on_x.tolist()))
 print("                                on v:", *(f"{value:.2f}" for value in on_v.tolist()))
 
@@ -262,14 +246,14 @@ print("                                on v:", *(f"{value:.2f}" for value in on_
 # Now images. **How much of a test image does the many-step teacher give back?** No model has seen these images.
 
 # %%
-recipe = get_recipe(dataset, profile, seed=seed)
+recipe = cd.get_recipe(dataset, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
+    recipe = cd.use_pretrained(recipe, out)
 print(recipe)
-data = load_data(dataset, "train", recipe.images)
-teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.num_classes)
+data = cd.load_data(dataset, "train", recipe.images)
+teacher = cd.GuidedDenoiser(stages.train_teacher(recipe, data, out), null=data.num_classes)
 device = teacher.device
-test, test_labels = load_data(dataset, "test", recipe.images).all()
+test, test_labels = cd.load_data(dataset, "test", recipe.images).all()
 x, labels = test[: recipe.samples].to(device), test_labels[: recipe.samples].to(device)
 
 
@@ -278,8 +262,8 @@ def distance(a, b):
 
 
 def there_and_back(encoder, decoder, steps, w=0.0):
-    z = last(ddim_encode(encoder, x, steps, labels, w))
-    return z, last(ddim(decoder, z, steps, labels, w))
+    z = cd.last(cd.ddim_encode(encoder, x, steps, labels, w))
+    return z, cd.last(cd.ddim(decoder, z, steps, labels, w))
 
 
 true_noise, back = there_and_back(teacher, teacher, 128)
@@ -304,8 +288,8 @@ for steps in (32, 16, 8, 4, 2, 1):
 # the teacher's 32 steps up and 32 down?**
 
 # %%
-decoders = {s.steps: s for s in train_stage_two(recipe, data, out)}
-encoders = {s.steps: s for s in train_stage_two(recipe, data, out, sampler="ddim_encode")}
+decoders = {s.steps: s for s in stages.train_stage_two(recipe, data, out)}
+encoders = {s.steps: s for s in stages.train_stage_two(recipe, data, out, sampler="ddim_encode")}
 shown = [n for n in (16, 8, 4, 2, 1) if n in encoders]
 few, fewest = 4 if 4 in encoders else shown[0], shown[-1]
 pair_error, rebuilt = {}, {}
@@ -317,17 +301,19 @@ for n in shown:
         f"{f'{n} + {n}':>24s} {2 * n:5d} {pair_error[n]:13.4f} "
         f"{pair_error[n] / teacher_error[32]:15.2f}x {distance(z, true_noise):16.3f}"
     )
-fig, axis = figure(width=5.5, height=3)
+fig, axis = plotting.figure(width=5.5, height=3)
 nfe = [4 * n for n in teacher_error]
-axis.plot(nfe, teacher_error.values(), marker="o", color=COLORS[0], label="teacher up and down")
+axis.plot(
+    nfe, teacher_error.values(), marker="o", color=plotting.COLORS[0], label="teacher up and down"
+)
 nfe = [2 * n for n in pair_error]
-axis.plot(nfe, pair_error.values(), marker="^", color=COLORS[1], label="pair of students")
+axis.plot(nfe, pair_error.values(), marker="^", color=plotting.COLORS[1], label="pair of students")
 axis.set(xscale="log", yscale="log", xlabel="NFE, up and down", ylabel="image error (rms)")
 axis.set_xticks([2, 8, 32, 128], [2, 8, 32, 128])
 axis.set_yticks([0.02, 0.05, 0.1, 0.2, 0.4], [0.02, 0.05, 0.1, 0.2, 0.4])
 axis.minorticks_off()
 axis.legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="Reconstruction error against evaluations, both axes logarithmic: at equal evaluations the pair of "
     "students is several times more exact than the teacher.",
@@ -341,11 +327,11 @@ columns = {
     f"back: students, {2 * few} NFE": rebuilt[few],
     f"back: students, {2 * fewest} NFE": rebuilt[fewest],
 }
-fig, axes = figure(1, len(columns), width=2 * len(columns), height=1.8)
+fig, axes = plotting.figure(1, len(columns), width=2 * len(columns), height=1.8)
 for axis, (name, images) in zip(axes, columns.items(), strict=True):
-    draw_images(axis, images[:15], 5)
+    plotting.draw_images(axis, images[:15], 5)
     axis.set_title(name, fontsize=8)
-show(
+plotting.show(
     fig,
     alt="Fifteen test images, their encodings, which look like noise with a trace of the image in it, and three "
     "reconstructions; that of the four-step students can hardly be told from the image.",
@@ -366,10 +352,10 @@ show(
 # would be correlated. **Are they?**
 
 # %%
-encoded = last(ddim_encode(encoders[few], x, few, labels, 0.0))
+encoded = cd.last(cd.ddim_encode(encoders[few], x, few, labels, 0.0))
 encodings = {"teacher, 128 steps": true_noise.cpu(), f"student, {few} steps": encoded.cpu()}
-fig, axes = figure(1, 3, width=10, height=3)
-for (name, z), color, style in zip(encodings.items(), COLORS, ("-", "--"), strict=False):
+fig, axes = plotting.figure(1, 3, width=10, height=3)
+for (name, z), color, style in zip(encodings.items(), plotting.COLORS, ("-", "--"), strict=False):
     deviation = z.std(0).flatten()
     pairs = torch.corrcoef(z.flatten(1).T)[~torch.eye(len(deviation), dtype=torch.bool)]
     print(
@@ -392,7 +378,7 @@ for axis, (name, values) in zip(axes[1:], maps.items(), strict=True):
     fig.colorbar(shades, ax=axis)
     axis.set_title(name, fontsize=9)
     axis.set_axis_off()
-show(
+plotting.show(
     fig,
     alt="Left: histogram of all values of the encodings beside the normal density: higher and more pointed in the middle. Right: the standard "
     "deviation of each pixel's encoding, and of the pixel itself in the test images. Both are small in the same places: the columns at the left "
@@ -469,12 +455,12 @@ for w in (0.0, 3.0):
         (f"students, {2 * few} NFE", encoders[few], decoders[few], few),
         (f"students, {2 * fewest} NFE", encoders[fewest], decoders[fewest], fewest),
     ):
-        told = translate(up, down, chosen.repeat_interleave(10, 0), source, target, n, w=w)
+        told = cd.translate(up, down, chosen.repeat_interleave(10, 0), source, target, n, w=w)
         sheet = torch.cat([chosen[:, None], gap, told.unflatten(0, (5, 10))], 1)
         sheets[f"w = {w:g}"][name] = sheet.flatten(0, 1).cpu()
-fig = sample_grid(sheets, 12)
+fig = plotting.sample_grid(sheets, 12)
 fig.set_size_inches(10, 7.2)
-show(
+plotting.show(
     fig,
     alt="For w = 0 and 3: five test images (0, 2, 4, 6, 8) in the left column, set apart, each followed by itself retold as the classes 0 to 9, by "
     "the teacher and by students of four and one steps. Most of the digits can be read, some 8 and 9 at w = 0 hardly; teacher and students draw nearly the same ones.",
@@ -511,7 +497,7 @@ def kept(before, after, classes):
     return torch.corrcoef(torch.stack(parts))[0, 1].item()
 
 
-judge = make_judge(recipe, data, out)
+judge = stages.make_judge(recipe, data, out)
 generator = torch.Generator().manual_seed(seed)
 shift = torch.randint(1, 10, (len(x),), generator=generator).to(device)
 target = (labels + shift) % data.num_classes
@@ -522,7 +508,7 @@ cases = [("teacher", teacher, teacher, 32, 4)]
 cases += [("students", encoders[n], decoders[n], n, 2) for n in shown if n < 16]
 for name, up, down, n, cost in cases:
     for w in (0.0, 1.0, 3.0):
-        told = translate(up, down, x, labels, target, n, w=w)
+        told = cd.translate(up, down, x, labels, target, n, w=w)
         classes = judge.classifier.logits(told.clamp(-1, 1).to(judge.device)).argmax(1)
         right = (classes == target.to(classes.device)).float().mean().item()
         ink, slant = (
@@ -593,23 +579,23 @@ for w in sweep:
         z, back = there_and_back(up, down, n, w)
         curves[name].append(distance(back, x))
         spread[name].append(z.std().item())
-fig, axes = figure(1, 2, width=7.5, height=2.8)
+fig, axes = plotting.figure(1, 2, width=7.5, height=2.8)
 for axis, values, title in (
     (axes[0], curves, "image error (rms)"),
     (axes[1], spread, "spread of the encoding"),
 ):
-    for (name, ys), color, marker in zip(values.items(), COLORS, "o^", strict=False):
+    for (name, ys), color, marker in zip(values.items(), plotting.COLORS, "o^", strict=False):
         axis.plot(sweep, ys, marker=marker, color=color, label=name)
     axis.set(xlabel="w, up and down", title=title, ylim=(0, None))
 axes[1].axhline(1, color="black", linewidth=0.8)
 axes[0].legend(frameon=False, fontsize=8)
-show(
+plotting.show(
     fig,
     alt="Left: the reconstruction error grows with the guidance weight used in both directions, for teacher and students. "
     "Right: so does the spread of the encodings, far beyond 1.",
 )
 
-pixel = {w: last(ddim_encode(teacher, x, 32, labels, w)).std(0) for w in (0.0, 1.0)}
+pixel = {w: cd.last(cd.ddim_encode(teacher, x, 32, labels, w)).std(0) for w in (0.0, 1.0)}
 for w, own in pixel.items():
     low, high = own.flatten().quantile(torch.tensor([0.1, 0.9]).to(own)).tolist()
     print(
@@ -630,8 +616,8 @@ for w, own in pixel.items():
 # %%
 # NBVAL_CHECK_OUTPUT
 for wrong in (
-    lambda: ddim_encode(decoders[few], x, few, labels, 0.0),
-    lambda: ddim_encode(encoders[few], x, 8, labels, 0.0),
+    lambda: cd.ddim_encode(decoders[few], x, few, labels, 0.0),
+    lambda: cd.ddim_encode(encoders[few], x, 8, labels, 0.0),
 ):
     try:
         wrong()
@@ -651,7 +637,7 @@ for wrong in (
 # **Next:** [notebook 07](07_evaluation.ipynb) measures everything that has been trained so far, and breaks it on purpose.
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="06_encoders_and_style_transfer",
     recipe=recipe.name,
     seed=seed,

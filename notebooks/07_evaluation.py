@@ -57,29 +57,10 @@ import os
 
 import torch
 
-from cfgdistill import (
-    GuidedDenoiser,
-    PrecisionRecall,
-    ancestral,
-    ddim,
-    generate,
-    get_recipe,
-    load_data,
-    published_fid,
-    stochastic,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import (
-    evaluate_rows,
-    make_judge,
-    train_stage_one,
-    train_stage_two,
-    train_teacher,
-    train_two_students,
-)
-from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
-from cfgdistill.training.checkpoints import provenance
+import cfgdistill as cd
+from cfgdistill.course import checks, stages
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -116,7 +97,7 @@ def share_inside(points, centres, k=3):
 
 generator = torch.Generator().manual_seed(seed)
 real, fake = torch.randn(200, 8, generator=generator), torch.randn(300, 8, generator=generator) / 2
-manifold = PrecisionRecall()
+manifold = cd.PrecisionRecall()
 manifold.update(real, real=True)
 manifold.update(fake, real=False)
 precision, recall = share_inside(fake, real), share_inside(real, fake)
@@ -171,13 +152,13 @@ assert checks.blind_spot(blind_spot).startswith("Right")
 # **Which measure notices which fault?**
 
 # %%
-recipe = get_recipe(dataset, profile, seed=seed)
+recipe = cd.get_recipe(dataset, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
+    recipe = cd.use_pretrained(recipe, out)
 print(recipe)
-data = load_data(dataset, "train", recipe.images)
-judge = make_judge(recipe, data, out)
-x, labels = load_data(dataset, "test", recipe.images).all()
+data = cd.load_data(dataset, "train", recipe.images)
+judge = stages.make_judge(recipe, data, out)
+x, labels = cd.load_data(dataset, "test", recipe.images).all()
 
 half = labels < data.num_classes // 2
 first = torch.stack([x[labels == k][0] for k in range(data.num_classes)])
@@ -216,10 +197,10 @@ for name, (pictures, named) in spoiled.items():
     line(name, judge(pictures, named))
 
 # %%
-fig, axes = figure(1, len(spoiled), width=10, height=1.7)
+fig, axes = plotting.figure(1, len(spoiled), width=10, height=1.7)
 for axis, (name, (pictures, _)) in zip(axes, spoiled.items(), strict=True):
-    draw_images(axis, pictures[:9], 3, name)
-show(
+    plotting.draw_images(axis, pictures[:9], 3, name)
+plotting.show(
     fig,
     alt="Nine test images in each of six states: as they are, from half the classes only, blurred, noisy, "
     "with shuffled labels, and one per class; and nine training images.",
@@ -286,14 +267,14 @@ for n in sizes:
     ]
     for key, curve in curves.items():
         curve.append(sum(row[key] for row in rows) / len(rows))
-fig, axes = figure(1, 2, width=7, height=2.8)
-for axis, (key, curve), color in zip(axes, curves.items(), COLORS, strict=False):
+fig, axes = plotting.figure(1, 2, width=7, height=2.8)
+for axis, (key, curve), color in zip(axes, curves.items(), plotting.COLORS, strict=False):
     axis.plot(sizes, curve, marker="o", color=color)
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set(xlabel="images", title=key.replace("_", " "), xscale="log")
     axis.set_xticks(sizes, sizes, rotation=45)
     axis.minorticks_off()
-show(
+plotting.show(
     fig,
     alt="Left: the Frechet distance of parts of the training images to all of them falls steeply from 50 images on, and towards 0 as more of "
     "them are used. Right: the kernel distance stays near 0 for every number, now above and now below it.",
@@ -314,7 +295,7 @@ for key, curve in curves.items():
 # %%
 # NBVAL_CHECK_OUTPUT
 try:
-    published_fid([], load_data("digits"))
+    cd.published_fid([], cd.load_data("digits"))
 except ValueError as error:
     print(error)
 
@@ -325,10 +306,10 @@ except ValueError as error:
 # ancestral sampler of DDPM (which adds fresh noise in each step), and the students of both kinds.
 
 # %%
-teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.num_classes)
-stage_one = train_stage_one(recipe, data, out)
-students = {s.steps: s for s in train_stage_two(recipe, data, out)}
-noisy = {s.steps: s for s in train_stage_two(recipe, data, out, "stochastic")}
+teacher = cd.GuidedDenoiser(stages.train_teacher(recipe, data, out), null=data.num_classes)
+stage_one = stages.train_stage_one(recipe, data, out)
+students = {s.steps: s for s in stages.train_stage_two(recipe, data, out)}
+noisy = {s.steps: s for s in stages.train_stage_two(recipe, data, out, "stochastic")}
 shown = [n for n in (16, 8, 4, 2, 1) if n in students]
 common = dict(judge=judge, data=data, recipe=recipe, out=out)
 weights = (0.0, 1.0, 3.0)
@@ -340,7 +321,7 @@ def every(models, sampler, name):
         row
         for n in shown
         if n in models
-        for row in evaluate_rows(
+        for row in stages.evaluate_rows(
             models[n], model=name, steps=[n], weights=weights, sampler=sampler, **common
         )
     ]
@@ -348,15 +329,17 @@ def every(models, sampler, name):
 
 many = dict(model="teacher", steps=(128, 32, 16, 8, 4, 2, 1), weights=weights)
 lines = {
-    "teacher, DDIM": evaluate_rows(teacher, sampler=ddim, **many, **common),
-    "teacher, ancestral": evaluate_rows(teacher, sampler=ancestral, **many, **common),
-    "students, DDIM": every(students, ddim, "student"),
-    "students, stochastic": every(noisy, stochastic, "student"),
+    "teacher, DDIM": stages.evaluate_rows(teacher, sampler=cd.ddim, **many, **common),
+    "teacher, ancestral": stages.evaluate_rows(teacher, sampler=cd.ancestral, **many, **common),
+    "students, DDIM": every(students, cd.ddim, "student"),
+    "students, stochastic": every(noisy, cd.stochastic, "student"),
 }
-fig, axes = figure(2, 3, width=9, height=5, sharex=True)
+fig, axes = plotting.figure(2, 3, width=9, height=5, sharex=True)
 for column, w in enumerate(weights):
     for axis, key in zip(axes[:, column], ("frechet_distance", "recall"), strict=True):
-        for (name, rows), color, marker in zip(lines.items(), COLORS, "os^D", strict=False):
+        for (name, rows), color, marker in zip(
+            lines.items(), plotting.COLORS, "os^D", strict=False
+        ):
             chosen = [row for row in rows if row["w"] == w]
             nfe, values = [row["nfe"] for row in chosen], [row[key] for row in chosen]
             axis.plot(nfe, values, color=color, marker=marker, markersize=4, label=name)
@@ -364,12 +347,12 @@ for column, w in enumerate(weights):
         axis.set_xticks([1, 4, 16, 64, 256], [1, 4, 16, 64, 256])
         axis.minorticks_off()
     axes[0, column].set_title(f"w = {w:g}")
-    log_y(axes[0, column])
+    plotting.log_y(axes[0, column])
     axes[1, column].set(xlabel="network evaluations (NFE)", ylim=(0, 1))
 axes[0, 0].set_ylabel("Frechet distance")
 axes[1, 0].set_ylabel("recall")
 axes[1, 0].legend(frameon=False, fontsize=7)
-show(
+plotting.show(
     fig,
     alt="Frechet distance (top) and recall (bottom) against network evaluations for w = 0, 1 and 3. The teacher "
     "by DDIM needs dozens of evaluations, by the ancestral sampler hundreds; both kinds of students are nearly flat.",
@@ -391,7 +374,7 @@ print(f"{recipe.samples} samples a point, {judge.name}, reference {judge.referen
 # NBVAL_CHECK_OUTPUT
 wide = students[4]
 try:
-    ddim(wide, torch.zeros(1, *data.shape), 4, torch.tensor([3]), 6.0)
+    cd.ddim(wide, torch.zeros(1, *data.shape), 4, torch.tensor([3]), 6.0)
 except ValueError as error:
     print(error)
 
@@ -402,19 +385,19 @@ models = {"teacher, 2 x 32": (teacher, "teacher", 32), "student, 4": (wide, "stu
 few = dict(shape=data.shape, labels=torch.arange(min(100, recipe.samples)) % 10, seed=seed)
 curves, pictures, truth = {name: [] for name in models}, {}, {}
 for w in sweep:
-    truth[w] = generate(teacher, steps=128, w=w, **few)
+    truth[w] = cd.generate(teacher, steps=128, w=w, **few)
     for name, (model, kind, n) in models.items():
-        (row,) = evaluate_rows(model, model=kind, steps=[n], weights=[w], **common)
-        x = generate(model, steps=n, w=w, **few)
+        (row,) = stages.evaluate_rows(model, model=kind, steps=[n], weights=[w], **common)
+        x = cd.generate(model, steps=n, w=w, **few)
         curves[name].append(row | {"distance": distance(x, truth[w])})
         if w in (4.0, 8.0):
             pictures.setdefault(f"w = {w:g}", {})[f"{name}: {row['nfe']} NFE"] = x[:20]
-asked = {w: generate(wide, steps=4, w=w, **few) for w in (6.0, 8.0, 10.0)}
-allowed = {k / 4: generate(wide, steps=4, w=k / 4, **few) for k in range(17)}
+asked = {w: cd.generate(wide, steps=4, w=w, **few) for w in (6.0, 8.0, 10.0)}
+allowed = {k / 4: cd.generate(wide, steps=4, w=k / 4, **few) for k in range(17)}
 wide.w_range = inside
-fig, axes = figure(1, 4, width=10, height=2.6)
+fig, axes = plotting.figure(1, 4, width=10, height=2.6)
 for axis, key in zip(axes, ("frechet_distance", "precision", "recall", "distance"), strict=True):
-    for (name, rows), color, marker in zip(curves.items(), COLORS, "o^", strict=False):
+    for (name, rows), color, marker in zip(curves.items(), plotting.COLORS, "o^", strict=False):
         axis.plot(
             sweep, [row[key] for row in rows], color=color, marker=marker, markersize=4, label=name
         )
@@ -422,13 +405,13 @@ for axis, key in zip(axes, ("frechet_distance", "precision", "recall", "distance
     title = "distance to the teacher" if key == "distance" else key.replace("_", " ")
     axis.set(xlabel="w", title=title)
 axes[0].legend(frameon=False, fontsize=8)
-show(
+plotting.show(
     fig,
     alt="Frechet distance, precision, recall and distance to the teacher's 128-step sample against w from 0 to 8 for the teacher and "
     "the 4-step student; the range above 4, where the student was not trained, is shaded.",
 )
-show(
-    sample_grid(pictures, 10),
+plotting.show(
+    plotting.sample_grid(pictures, 10),
     alt="Samples of teacher and student from the same noise at w = 4, the end of the trained range, and at w = 8. At w = 4 they agree; at "
     "w = 8 the teacher's are bolder, and the student's look like samples of a smaller w.",
 )
@@ -527,25 +510,27 @@ table, compared = {}, {}
 
 def add(name, model, n, w, own_teacher):
     """A row of the table; `own_teacher` are samples of the teacher that this model had."""
-    (row,) = evaluate_rows(model, model=name, steps=[n], weights=[w], **common)
-    x = own_teacher[w] if n == 128 else generate(model, steps=n, w=w, **few)
+    (row,) = stages.evaluate_rows(model, model=name, steps=[n], weights=[w], **common)
+    x = own_teacher[w] if n == 128 else cd.generate(model, steps=n, w=w, **few)
     table.setdefault((name, n), {})[w] = row | {"distance": distance(x, own_teacher[w])}
 
 
 for w in (0.0, 3.0):
     add("teacher", teacher, 128, w, truth)
 for name, change in changes.items():
-    changed = get_recipe(dataset, profile, seed=seed, **(change or {}))
+    changed = cd.get_recipe(dataset, profile, seed=seed, **(change or {}))
     if change is None:
-        distilled = pair = {s.denoiser.steps: s for s in train_two_students(changed, data, out)}
+        distilled = pair = {
+            s.denoiser.steps: s for s in stages.train_two_students(changed, data, out)
+        }
     else:
-        distilled = {s.steps: s for s in train_stage_two(changed, data, out)}
+        distilled = {s.steps: s for s in stages.train_stage_two(changed, data, out)}
     compared[name] = distilled
     possible = [w for w in (0.0, 3.0) if change is None or changed.w_min <= w <= changed.w_max]
     own_teacher = truth
     if name.startswith("predicts"):  # these students had a teacher of their own
-        own = GuidedDenoiser(train_teacher(changed, data, out), null=data.num_classes)
-        own_teacher = {w: generate(own, steps=128, w=w, **few) for w in possible}
+        own = cd.GuidedDenoiser(stages.train_teacher(changed, data, out), null=data.num_classes)
+        own_teacher = {w: cd.generate(own, steps=128, w=w, **few) for w in possible}
         for w in possible:
             add(f"{name}: teacher", own, 128, w, own_teacher)
     for n in (4, 1):
@@ -575,7 +560,9 @@ labels = (torch.arange(100) % data.num_classes).to(device)
 print("the answer x at t = 1, w = 3: distance of the students' from that of their stage one")
 for name in ("weighting: SNR", "as in the course"):
     with torch.no_grad():
-        own = train_stage_one(get_recipe(dataset, profile, seed=seed, **changes[name]), data, out)
+        own = stages.train_stage_one(
+            cd.get_recipe(dataset, profile, seed=seed, **changes[name]), data, out
+        )
         before = own(z, 1.0, labels, 3.0).x
         moved = {n: distance(s(z, 1.0, labels, 3.0).x, before) for n, s in compared[name].items()}
     print(f"{name:18s}", ", ".join(f"{value:.3f} ({n} steps)" for n, value in moved.items()))
@@ -608,21 +595,21 @@ for name in ("weighting: SNR", "as in the course"):
 
 # %%
 both = [n for n in shown if n in pair]
-fig, axis = figure(width=5, height=3)
+fig, axis = plotting.figure(width=5, height=3)
 for name, models, color, marker in (
-    ("two students, guided", pair, COLORS[1], "s"),
-    ("one student with w", students, COLORS[0], "^"),
+    ("two students, guided", pair, plotting.COLORS[1], "s"),
+    ("one student with w", students, plotting.COLORS[0], "^"),
 ):
     values = []
     for n in both:
-        x = generate(models[n], steps=n, w=3.0, **few)
+        x = cd.generate(models[n], steps=n, w=3.0, **few)
         values.append(distance(x, truth[3.0]))
     axis.plot(both, values, color=color, marker=marker, label=name)
 axis.set(xscale="log", xlabel="steps", ylabel="distance to the teacher, w = 3", ylim=(0, None))
 axis.set_xticks(both, both)
 axis.minorticks_off()
 axis.legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="Root mean square distance to the teacher's 128-step sample at w = 3 against steps, for the guided pair of students and "
     "for the student with w as an input. The pair's distance grows as the steps become fewer.",
@@ -647,7 +634,7 @@ show(
 # **Next:** the second half of the paper. In notebook 08 the pixels become latents, and the labels become text.
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="07_evaluation", recipe=recipe.name, seed=seed, data=data.hash[:16], split=data.split
 )
 for key, value in facts.items():

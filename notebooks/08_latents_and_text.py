@@ -55,26 +55,11 @@ import os
 
 import torch
 
-from cfgdistill import (
-    CosineSchedule,
-    GuidedDenoiser,
-    expand,
-    generate,
-    get_recipe,
-    load_captioned,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import (
-    evaluate_rows,
-    home,
-    load_recipe_data,
-    make_judge,
-    train_teacher,
-)
+import cfgdistill as cd
+from cfgdistill.course import checks, stages
 from cfgdistill.data.autoencoder import psnr
-from cfgdistill.judge.plotting import COLORS, draw_images, figure, log_y, sample_grid, show
-from cfgdistill.training.checkpoints import provenance, read_card
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -93,19 +78,19 @@ seed = 0
 # Here, too, finished models come with the package, and are used unless you set `retrain = True` above.
 
 # %%
-recipe = get_recipe(captions, profile, seed=seed)
+recipe = cd.get_recipe(captions, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
+    recipe = cd.use_pretrained(recipe, out)
 print(recipe)
-held_out = load_captioned(captions, "test", size=recipe.size)
-images = load_captioned(captions, "train", size=recipe.size, images=recipe.images)
+held_out = cd.load_captioned(captions, "test", size=recipe.size)
+images = cd.load_captioned(captions, "train", size=recipe.size, images=recipe.images)
 print(f"{len(images)} images to train on, {len(held_out)} held out, {list(images.shape)} each")
 rows = images.prompts(16)[1]
 for k in rows[:8]:
     print("   ", images.class_names[k])
-fig, axis = figure(width=7, height=2)
-draw_images(axis, images.batch(rows)[0], 8)
-show(
+fig, axis = plotting.figure(width=7, height=2)
+plotting.draw_images(axis, images.batch(rows)[0], 8)
+plotting.show(
     fig,
     alt="Sixteen emoji of the training set on white, among them signs, flags, animals, plants and faces.",
 )
@@ -119,7 +104,7 @@ show(
 # latents from spreading.
 
 # %%
-data = load_recipe_data(recipe, out)
+data = stages.load_recipe_data(recipe, out)
 x = images.batch(rows)[0]
 latents = data.vae.encode(x)
 pixels, numbers = x[0].numel(), latents[0].numel()
@@ -131,12 +116,12 @@ print(f"{list(x.shape[1:])} = {pixels} numbers become {list(latents.shape[1:])} 
 
 # %%
 back = data.decode(latents)
-fig, axes = figure(3, 1, width=7, height=2.9)
-draw_images(axes[0], x[:12], 12, "images")
-draw_images(axes[1], back[:12], 12, "encoded and decoded")
+fig, axes = plotting.figure(3, 1, width=7, height=2.9)
+plotting.draw_images(axes[0], x[:12], 12, "images")
+plotting.draw_images(axes[1], back[:12], 12, "encoded and decoded")
 channels = (latents[:3].flatten(0, 1)[:, None] / 3).clamp(-1, 1)  # 3 deviations are black or white
-draw_images(axes[2], channels, 12, "the four latent channels of the first three")
-show(
+plotting.draw_images(axes[2], channels, 12, "the four latent channels of the first three")
+plotting.show(
     fig,
     alt="Emoji above, their reconstructions below, which keep shapes and colours and lose a little sharpness. Under "
     "them the latent channels: small grey pictures in which the shapes of the emoji can still be seen.",
@@ -227,7 +212,7 @@ print(
 # %%
 # NBVAL_CHECK_OUTPUT
 t = torch.linspace(0, 1, 101)[1:-1]
-logsnr = CosineSchedule().logsnr(t)
+logsnr = cd.CosineSchedule().logsnr(t)
 print(f"as measured: mean {data.stored.mean().abs():.2f}, variance {data.stored.var():.2f}")
 for std in (1.0, 5.49):  # Stable Diffusion's raw latents have a deviation of about 5.49
     half = t[(logsnr + 2 * torch.log(torch.tensor(std))).abs().argmin()]
@@ -322,9 +307,9 @@ print(told[0].message)
 # at. *What made it listen*, in section 6, says why.
 
 # %%
-network = train_teacher(recipe, data, out)
-teacher = GuidedDenoiser(network, null=data.null)
-card = read_card(home(recipe, out) / "teacher")
+network = stages.train_teacher(recipe, data, out)
+teacher = cd.GuidedDenoiser(network, null=data.null)
+card = checkpoints.read_card(stages.home(recipe, out) / "teacher")
 parameters = sum(p.numel() for p in network.net.unet.parameters()) / 1e6
 print(
     f"U-Net: {parameters:.1f} M parameters, {card['about']['updates']} updates, {card['minutes']} minutes"
@@ -332,11 +317,11 @@ print(
 losses, each = torch.tensor(card["losses"]), card.get("updates_per_loss", 1)
 window = max(1, len(losses) // 60)
 smooth = losses[: len(losses) // window * window].reshape(-1, window).mean(1)
-fig, axis = figure(width=6, height=2.8)
-axis.plot(torch.arange(1, len(smooth) + 1) * window * each, smooth, color=COLORS[0])
+fig, axis = plotting.figure(width=6, height=2.8)
+axis.plot(torch.arange(1, len(smooth) + 1) * window * each, smooth, color=plotting.COLORS[0])
 axis.set(xlabel="update", ylabel="loss (v)")
-log_y(axis)
-show(
+plotting.log_y(axis)
+plotting.show(
     fig,
     alt="The loss of the teacher on a logarithmic axis: it falls steeply for 300 updates, then slowly, and from update 2,000 on faster "
     "again, until it levels off at the end.",
@@ -384,7 +369,7 @@ assert checks.no_answer(no_answer).startswith("Right")
 # pictures and of those held out:
 
 # %%
-test = load_recipe_data(recipe, out, "test")
+test = stages.load_recipe_data(recipe, out, "test")
 generator = torch.Generator().manual_seed(seed)
 with torch.no_grad():
     for t in (0.3, 0.5, 0.7, 0.9):
@@ -395,7 +380,7 @@ with torch.no_grad():
             z0, tokens, eps = (value.to(network.device) for value in (z0, tokens, eps))
             times = torch.full((len(z0),), t, device=z0.device)
             alpha, sigma = network.schedule.alpha_sigma(times)
-            target = expand(alpha, z0) * eps - expand(sigma, z0) * z0
+            target = cd.expand(alpha, z0) * eps - cd.expand(sigma, z0) * z0
             z = network.schedule.add_noise(z0, eps, times)
             found.append((network(z, times, tokens).v - target).square().mean().item())
         print(
@@ -414,12 +399,12 @@ prompts = ["red heart", "green apple", "cat face", "strawberry", "castle", "angr
 prompts += ["rainbow", "crescent moon", "orange circle", "blue heart", "cactus", "octopus"]
 how = dict(shape=data.shape, steps=50, seed=seed, decode=data.decode)
 drawn = {
-    f"w = {w:g}": {"": generate(teacher, labels=text.tokens(prompts), w=w, **how)}
+    f"w = {w:g}": {"": cd.generate(teacher, labels=text.tokens(prompts), w=w, **how)}
     for w in (0.0, 2.0, 5.0)
 }
-fig = sample_grid(drawn, 4)
+fig = plotting.sample_grid(drawn, 4)
 print("row by row:", ", ".join(prompts))
-show(
+plotting.show(
     fig,
     alt="Twelve prompts drawn with w = 0, 2 and 5, among them a red heart, a green apple, a cat face, a strawberry, a castle "
     "and an angry face. All but the octopus, a pink blob, can be recognised. Without guidance edges are ragged and colours mixed; with w = 2 both are clear; with w = 5 "
@@ -437,19 +422,21 @@ show(
 # its score serves to compare rows of one table.
 
 # %%
-judge = make_judge(recipe, data, out)
+judge = stages.make_judge(recipe, data, out)
 real = judge(images.all()[0], images.labels)["retrieval_score"]
 decoded = judge(data.decode(data.stored), images.labels)["retrieval_score"]
 print(f"real training images: {real:.1%}; after the autoencoder: {decoded:.1%}")
 common = dict(judge=judge, data=data, recipe=recipe, out=out, weights=(0.0, 1.0, 2.0, 4.0))
-table = evaluate_rows(teacher, model="teacher", steps=(16,), **common)
-fig, axis = figure(width=5, height=2.8)
+table = stages.evaluate_rows(teacher, model="teacher", steps=(16,), **common)
+fig, axis = plotting.figure(width=5, height=2.8)
 weights = [row["w"] for row in table]
-axis.plot(weights, [row["retrieval_score"] for row in table], marker="o", color=COLORS[0])
+axis.plot(weights, [row["retrieval_score"] for row in table], marker="o", color=plotting.COLORS[0])
 axis.axhline(decoded, color="#666666", linestyle=":")
 axis.text(weights[-1], decoded, "decoded training images", ha="right", va="bottom", fontsize=8)
 axis.set(xlabel="guidance weight w", ylabel="retrieval score", ylim=(0, 1.05))
-show(fig, alt="Retrieval score against w: it rises from w = 0 to 1 and falls slowly beyond.")
+plotting.show(
+    fig, alt="Retrieval score against w: it rises from w = 0 to 1 and falls slowly beyond."
+)
 for row in table:
     share = row["retrieval_score"]
     error = (share * (1 - share) / recipe.samples) ** 0.5
@@ -491,11 +478,11 @@ unseen = ["red apple", "pouting cat", "hollow red circle", "tiger face"]  # held
 unseen += ["blue apple", "purple cat face", "yellow octopus", "black strawberry"]  # nobody's
 print("in the training set:", sum(prompt in images.class_names for prompt in unseen), "of 8")
 print("in the held-out set:", sum(prompt in held_out.class_names for prompt in unseen), "of 8")
-pictures = generate(teacher, labels=text.tokens(unseen), w=2.0, **how)
-fig, axes = figure(2, 4, width=7, height=3.9)
+pictures = cd.generate(teacher, labels=text.tokens(unseen), w=2.0, **how)
+fig, axes = plotting.figure(2, 4, width=7, height=3.9)
 for axis, prompt, picture in zip(axes.flat, unseen, pictures, strict=True):
-    draw_images(axis, picture[None], 1, prompt)
-show(
+    plotting.draw_images(axis, picture[None], 1, prompt)
+plotting.show(
     fig,
     alt="Eight prompts that are not in the training set, with w = 2: a red apple, orange patches, a pink blot, a yellow "
     "face with stripes, a dark blue apple with orange sides, a purple disc, a yellow blot and a black ball.",
@@ -519,7 +506,7 @@ show(
 # **Next:** in [notebook 09](09_distilling_text_to_image.ipynb) the same two stages as before turn this teacher into students that need 4, 2 or 1 evaluations.
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="08_latents_and_text",
     recipe=recipe.name,
     seed=seed,

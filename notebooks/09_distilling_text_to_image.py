@@ -54,7 +54,6 @@ from cfgdistill.course.colab import set_up
 set_up(drive=False, minutes=None)  # keep checkpoints on Drive? stop after so many minutes?
 
 # %%
-import json
 import os
 import time
 from dataclasses import replace
@@ -64,42 +63,11 @@ import diffusers
 import torch
 import transformers
 
-from cfgdistill import (
-    GuidedDenoiser,
-    TextEncoder,
-    ddim,
-    delivered_by_samples,
-    delivered_w,
-    generate,
-    get_recipe,
-    last,
-    scale_from_w,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import (
-    evaluate_rows,
-    load_recipe_data,
-    make_judge,
-    teachers_own,
-    train_stage_one,
-    train_stage_two,
-    train_teacher,
-    training_minutes,
-    w_ladder,
-)
+import cfgdistill as cd
+from cfgdistill.course import checks, stages
 from cfgdistill.export.stock import export
-from cfgdistill.judge.plotting import (
-    COLORS,
-    asked_against_delivered,
-    draw_images,
-    figure,
-    log_y,
-    sample_grid,
-    show,
-)
-from cfgdistill.training.checkpoints import provenance, write_text
-from cfgdistill.training.environment import flag
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints, environment
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
@@ -108,7 +76,7 @@ for library in (diffusers, transformers):
 captions = os.environ.get("CFGDISTILL_CAPTIONS", "emoji")
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
-retrain = flag("CFGDISTILL_RETRAIN")  # or use the models of the package
+retrain = environment.flag("CFGDISTILL_RETRAIN")  # or use the models of the package
 seed = 0
 
 # %% [markdown]
@@ -119,18 +87,18 @@ seed = 0
 # narrow range is learnt sooner. The paper reports 1 to 4 steps in latent space, on ImageNet 256 x 256 and LAION.
 
 # %%
-recipe = get_recipe(captions, profile, seed=seed)
+recipe = cd.get_recipe(captions, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
-data = load_recipe_data(recipe, out)
-network = train_teacher(recipe, data, out)
-teacher = GuidedDenoiser(network, null=data.null)
-stage_one = train_stage_one(recipe, data, out)
-students = {student.steps: student for student in train_stage_two(recipe, data, out)}
+    recipe = cd.use_pretrained(recipe, out)
+data = stages.load_recipe_data(recipe, out)
+network = stages.train_teacher(recipe, data, out)
+teacher = cd.GuidedDenoiser(network, null=data.null)
+stage_one = stages.train_stage_one(recipe, data, out)
+students = {student.steps: student for student in stages.train_stage_two(recipe, data, out)}
 print("students of", ", ".join(map(str, students)), "steps, w in", list(stage_one.w_range))
 
 # %%
-spent = training_minutes(recipe, out)
+spent = stages.training_minutes(recipe, out)
 for name, minutes in spent.items():
     print(f"{name:20s} {minutes:6.2f} minutes")
 
@@ -159,7 +127,7 @@ with torch.no_grad():
     mine = draw_from_scratch(students[4], "red heart", 1.0, noise)
 cond = data.text.tokens(["red heart"] * 2).to(device)
 torch.testing.assert_close(
-    mine, data.decode(last(ddim(students[4], noise, 4, cond, 1.0))), atol=1e-4, rtol=0
+    mine, data.decode(cd.last(cd.ddim(students[4], noise, 4, cond, 1.0))), atol=1e-4, rtol=0
 )
 
 
@@ -175,17 +143,17 @@ def side_by_side(prompts, w):
     ):
         nfe = 2 * steps if model is teacher else steps
         head = f"{title}, {steps} step{'s' * (steps > 1)}, {nfe} NFE"
-        lines[head] = generate(model, steps=steps, **how)
+        lines[head] = cd.generate(model, steps=steps, **how)
     return lines
 
 
 prompts = ["red heart", "green apple", "cat face", "strawberry", "castle", "angry face"]
 prompts += ["rainbow", "blue heart", "octopus", "blue apple"]
 w = 1.0  # among the best for this teacher: see notebook 08
-fig = sample_grid({f"w = {w:g}": side_by_side(prompts, w)}, len(prompts))
+fig = plotting.sample_grid({f"w = {w:g}": side_by_side(prompts, w)}, len(prompts))
 fig.set_size_inches(8, 6.4)
 print("from left to right:", ", ".join(prompts))
-show(
+plotting.show(
     fig,
     alt="Ten prompts from red heart to blue apple in six rows: the teacher with 100 and with 8 evaluations, then the students with 8, "
     "4, 2 and 1. All six rows are nearly alike, the octopus being a pink blob in each; the angry face and the blue apple of the student with one step "
@@ -205,15 +173,15 @@ show(
 # In a live notebook you can type a prompt of your own:
 
 # %%
-if "ipykernel" in sys.modules and not flag("CI"):
+if "ipykernel" in sys.modules and not environment.flag("CI"):
     import ipywidgets
 
     def draw(prompt, w):
         lines = side_by_side([prompt] if prompt else [""], w)
-        fig, axes = figure(1, len(lines), width=8, height=1.7)
+        fig, axes = plotting.figure(1, len(lines), width=8, height=1.7)
         for axis, (title, pictures) in zip(axes, lines.items(), strict=True):
-            draw_images(axis, pictures, 1, title.replace(", ", "\n"))
-        show(fig, alt=f"{prompt} by teacher and students.")
+            plotting.draw_images(axis, pictures, 1, title.replace(", ", "\n"))
+        plotting.show(fig, alt=f"{prompt} by teacher and students.")
 
     ipywidgets.interact_manual(
         draw,
@@ -228,24 +196,24 @@ if "ipykernel" in sys.modules and not flag("CI"):
 # picture with 100 evaluations, root mean square over pixels in $[-1, 1]$.
 
 # %%
-judge = make_judge(recipe, data, out)
-spent = training_minutes(recipe, out)  # with the judge's own
+judge = stages.make_judge(recipe, data, out)
+spent = stages.training_minutes(recipe, out)  # with the judge's own
 weights = (0.0, 1.0, 2.0)
 conds, labels = data.prompts(recipe.samples)
 # The teacher's own pictures, to which all others are compared. They are kept, so a few are drawn
 # again to see how long it takes.
-truth = teachers_own(teacher, data, recipe, out, steps=50, weights=weights)
+truth = stages.teachers_own(teacher, data, recipe, out, steps=50, weights=weights)
 how = dict(shape=data.shape, labels=conds[:16], steps=50, seed=seed, decode=data.decode)
 started = time.perf_counter()
-generate(teacher, w=1.0, **how)
+cd.generate(teacher, w=1.0, **how)
 ms = round(1000 * (time.perf_counter() - started) / len(how["labels"]), 3)
 about = dict(model="teacher", sampler="ddim", steps=50, nfe=100, ms_per_image=ms)
 rows = [{**about, "w": w, **judge(truth[w], labels), "distance_to_teacher": 0.0} for w in weights]
 common = dict(judge=judge, data=data, recipe=recipe, out=out, weights=weights, truth=truth)
-rows += evaluate_rows(teacher, model="teacher", steps=(16, 8, 4, 2, 1), **common)
-rows += evaluate_rows(stage_one, model="stage_one", steps=(16,), **common)
+rows += stages.evaluate_rows(teacher, model="teacher", steps=(16, 8, 4, 2, 1), **common)
+rows += stages.evaluate_rows(stage_one, model="stage_one", steps=(16,), **common)
 for steps in shown:
-    rows += evaluate_rows(students[steps], model="student", steps=(steps,), **common)
+    rows += stages.evaluate_rows(students[steps], model="student", steps=(steps,), **common)
 
 images = data.images
 ceiling = judge(images.all()[0], images.labels)["retrieval_score"]
@@ -254,7 +222,7 @@ meta = {
     "dataset": captions,
     "profile": profile,
     "seed": seed,
-    "git_commit": provenance()["git_commit"],
+    "git_commit": checkpoints.provenance()["git_commit"],
     "feature_net": judge.name,
     "reference": judge.reference,
     "n_samples": recipe.samples,
@@ -262,7 +230,7 @@ meta = {
     "training_minutes": spent,
     "real_retrieval_score": round(ceiling, 4),  # of the training images themselves
 }
-write_text(Path(out) / "results.json", json.dumps({"meta": meta, "rows": rows}, indent=1))
+checkpoints.write_json(Path(out) / "results.json", {"meta": meta, "rows": rows})
 print(f"{meta['n_samples']} samples, {judge.name}, reference {judge.reference}, seed {seed}")
 print(f"retrieval score of the real images: {ceiling:.1%}")
 print("model      steps  NFE | distance to teacher at w = 0, 1, 2 | retrieval           | ms/image")
@@ -281,10 +249,10 @@ for model in ("teacher", "stage_one", "student"):
     print(model, "NFE:", list(dict.fromkeys(row["nfe"] for row in rows if row["model"] == model)))
 
 # %%
-fig, axes = figure(1, 2, width=8, height=3)
+fig, axes = plotting.figure(1, 2, width=8, height=3)
 names = {"teacher": ("o", "guided teacher"), "student": ("^", "students")}
 for axis, value in zip(axes, ("distance_to_teacher", "retrieval_score"), strict=True):
-    for color, (model, (marker, label)) in zip(COLORS, names.items(), strict=False):
+    for color, (model, (marker, label)) in zip(plotting.COLORS, names.items(), strict=False):
         own = [row for row in rows if row["model"] == model and row["w"] == 1.0]
         if value == "distance_to_teacher":
             own = [row for row in own if row[value] > 0]  # the teacher's own pictures are at 0
@@ -296,10 +264,10 @@ for axis, value in zip(axes, ("distance_to_teacher", "retrieval_score"), strict=
     title = f"{value.replace('_', ' ')}, w = 1"
     axis.set(xscale="log", xlabel="network evaluations (NFE)", title=title)
     axis.set_xticks([1, 4, 16, 64], [1, 4, 16, 64])
-log_y(axes[0])
+plotting.log_y(axes[0])
 axes[1].set_ylim(0, 1.02)
 axes[1].legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="At w = 1, against network evaluations. Distance to the teacher's picture: the teacher's own grows more than tenfold from 32 "
     "evaluations to 4 and doubles again at 2; the students' less than doubles from 8 to 1, and is the smaller one below 8. Retrieval score, with "
@@ -366,20 +334,20 @@ print(", ".join(f"{(before / at_one['student', n]) ** 2:.0%} ({n})" for n in sho
 # %%
 asked = [recipe.w_min + (recipe.w_max - recipe.w_min) * share / 4 for share in range(5)]
 few = min(48, recipe.samples)
-own = {w: delivered_w(stage_one, teacher, data, w, n=8 * few) for w in asked}
+own = {w: cd.delivered_w(stage_one, teacher, data, w, n=8 * few) for w in asked}
 given = {"stage one, its network": own}
-rungs = dict(steps=16, weights=w_ladder(recipe))
-ladder = teachers_own(teacher, data, replace(recipe, samples=few), out, **rungs)
+rungs = dict(steps=16, weights=stages.w_ladder(recipe))
+ladder = stages.teachers_own(teacher, data, replace(recipe, samples=few), out, **rungs)
 again = dict(shape=data.shape, labels=data.prompts(few)[0], seed=seed, decode=data.decode)
 for steps in (shown[1], shown[-1]):
     given[f"samples, {steps} step{'s' * (steps > 1)}"] = {
-        w: delivered_by_samples(generate(students[steps], steps=steps, w=w, **again), ladder)
+        w: cd.delivered_by_samples(cd.generate(students[steps], steps=steps, w=w, **again), ladder)
         for w in asked
     }
 for name, line in given.items():
     print(f"{name:24s}", ", ".join(f"{w:g}: {nearest:.2f}" for w, nearest in line.items()))
-show(
-    asked_against_delivered(given),
+plotting.show(
+    plotting.asked_against_delivered(given),
     alt="The w that is delivered against the w that was asked for, beside the diagonal: for stage one's network, and for samples of the "
     "students of four steps and of one.",
 )
@@ -413,7 +381,7 @@ def seconds(model, steps, times=3):
     for _ in range(times):
         z = torch.randn(1, *data.shape, device=device)
         started = time.perf_counter()
-        data.decode(last(ddim(model, z, steps, cond, 1.0))).cpu()
+        data.decode(cd.last(cd.ddim(model, z, steps, cond, 1.0))).cpu()
         taken.append(time.perf_counter() - started)
     return sorted(taken)[times // 2]
 
@@ -432,7 +400,7 @@ print(f"{slow / fast:.1f} times faster on the clock, 25 times fewer evaluations"
 # `export` writes the student, its text encoder, the autoencoder and a scheduler that holds exactly our schedule, with a model card.
 
 # %%
-text = TextEncoder(data.text.tokenizer, network.net.text)  # trained; data.text is not
+text = cd.TextEncoder(data.text.tokenizer, network.net.text)  # trained; data.text is not
 keys = ("frechet_distance", "retrieval_score", "distance_to_teacher", "w", "nfe")
 for steps in shown:
     own = [row for row in rows if row["model"] == "student" and row["steps"] == steps]
@@ -493,9 +461,9 @@ for steps in shown:
     pipe.set_progress_bar_config(disable=True)
     calls = []
     pipe.unet.register_forward_hook(lambda *given: calls.append(1))  # noqa: B023
-    how = dict(num_inference_steps=steps, guidance_scale=scale_from_w(1.0), latents=noise)
+    how = dict(num_inference_steps=steps, guidance_scale=cd.scale_from_w(1.0), latents=noise)
     theirs = pipe(["red heart"] * 2, output_type="latent", **how).images
-    ours = last(ddim(students[steps], noise, steps, cond, 1.0))
+    ours = cd.last(cd.ddim(students[steps], noise, steps, cond, 1.0))
     same = (theirs - ours).abs().max().item() < 1e-4
     print(f"{type(pipe).__name__}, steps: {steps}, calls: {len(calls)}, same to 1e-4: {same}")
 
@@ -547,7 +515,7 @@ assert checks.folded_bias(folded_bias).startswith("Right")
 # NBVAL_CHECK_OUTPUT
 for request in (dict(steps=3, w=1.0), dict(steps=4, w=recipe.w_max + 5)):
     try:
-        ddim(students[4], noise, cond=cond, **request)
+        cd.ddim(students[4], noise, cond=cond, **request)
     except ValueError as error:
         print(error)
 
@@ -564,7 +532,7 @@ for request in (dict(steps=3, w=1.0), dict(steps=4, w=recipe.w_max + 5)):
 # **Next:** with so few steps a picture can be edited while you wait, in [notebook 10](10_editing.ipynb).
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="09_distilling_text_to_image",
     recipe=recipe.name,
     seed=seed,

@@ -54,22 +54,10 @@ from pathlib import Path
 
 import torch
 
-from cfgdistill import (
-    GuidedDenoiser,
-    ddim_step,
-    get_recipe,
-    image_to_image,
-    inpaint,
-    last,
-    load_captioned,
-    strengths,
-    translate,
-    use_pretrained,
-)
-from cfgdistill.course import checks
-from cfgdistill.course.stages import load_recipe_data, make_judge, train_stage_two, train_teacher
-from cfgdistill.judge.plotting import draw_images, figure, show
-from cfgdistill.training.checkpoints import provenance
+import cfgdistill as cd
+from cfgdistill.course import checks, stages
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -80,12 +68,12 @@ retrain = flag("CFGDISTILL_RETRAIN")  # or use the models of the package
 seed = 0
 
 # %%
-recipe = get_recipe(captions, profile, seed=seed)
+recipe = cd.get_recipe(captions, profile, seed=seed)
 if not retrain:
-    recipe = use_pretrained(recipe, out)
-data = load_recipe_data(recipe, out)
-teacher = GuidedDenoiser(train_teacher(recipe, data, out), null=data.null)
-students = {student.steps: student for student in train_stage_two(recipe, data, out)}
+    recipe = cd.use_pretrained(recipe, out)
+data = stages.load_recipe_data(recipe, out)
+teacher = cd.GuidedDenoiser(stages.train_teacher(recipe, data, out), null=data.null)
+students = {student.steps: student for student in stages.train_stage_two(recipe, data, out)}
 images = data.images
 
 
@@ -124,14 +112,16 @@ def sdedit_from_scratch(student, x, eps, i, cond, w):
     for k in range(i, 0, -1):
         s = torch.full((len(x),), (k - 1) / N, device=x.device)
         with torch.no_grad():
-            z = ddim_step(student(z, k / N, cond, w), s, schedule)
+            z = cd.ddim_step(student(z, k / N, cond, w), s, schedule)
     return z
 
 
 wanted = ["blue heart", "red apple", "dog face", "crescent moon"][: len(names)]
 cond, w = tokens(wanted), 1.0
 mine = sdedit_from_scratch(students[4], latents, eps, 3, cond, w)
-torch.testing.assert_close(mine, last(image_to_image(students[4], latents, eps, 4, 0.75, cond, w)))
+torch.testing.assert_close(
+    mine, cd.last(cd.image_to_image(students[4], latents, eps, 4, 0.75, cond, w))
+)
 
 # %% [markdown]
 # ### Exercise 1: what does an edit cost? *(fill in, 5 minutes)*
@@ -177,9 +167,9 @@ assert checks.evaluations(evaluations).startswith("Right")
 # %%
 # NBVAL_CHECK_OUTPUT
 for steps in (8, 4, 2, 1):
-    print(f"steps: {steps}, strengths:", ", ".join(f"{value:g}" for value in strengths(steps)))
+    print(f"steps: {steps}, strengths:", ", ".join(f"{value:g}" for value in cd.strengths(steps)))
 try:
-    image_to_image(students[2], latents, eps, 2, 0.3, cond, w)
+    cd.image_to_image(students[2], latents, eps, 2, 0.3, cond, w)
 except ValueError as error:
     print(error)
 
@@ -187,17 +177,17 @@ except ValueError as error:
 rows = {"images": x, "encoded and decoded, the best that an edit can keep": data.decode(latents)}
 for strength in (0.5, 0.75, 1.0):
     how = dict(strength=strength, cond=cond, w=w)
-    edited = last(image_to_image(students[4], latents, eps, 4, **how))
+    edited = cd.last(cd.image_to_image(students[4], latents, eps, 4, **how))
     rows[f"student, strength {strength:g}, {round(4 * strength)} NFE"] = data.decode(edited)
-    edited = last(image_to_image(teacher, latents, eps, 40, **how))
+    edited = cd.last(cd.image_to_image(teacher, latents, eps, 40, **how))
     rows[f"teacher, strength {strength:g}, {round(80 * strength)} NFE"] = data.decode(edited)
 
 
 def draw_rows(rows, columns, alt, path=None):
-    fig, axes = figure(len(rows), 1, width=6, height=1.45 * len(rows))
+    fig, axes = plotting.figure(len(rows), 1, width=6, height=1.45 * len(rows))
     for axis, (title, pictures) in zip(axes, rows.items(), strict=True):
-        draw_images(axis, pictures, columns, title)
-    show(fig, alt=alt, path=path)
+        plotting.draw_images(axis, pictures, columns, title)
+    plotting.show(fig, alt=alt, path=path)
 
 
 print("prompts:", ", ".join(wanted))
@@ -331,8 +321,10 @@ how = dict(strength=1.0, cond=own, w=w)
 filled = {
     "mid-grey": x0 * (1 - hole),
     "encoded and decoded, no hole": data.decode(z0).cpu(),
-    "student, 4 NFE": data.decode(last(inpaint(students[4], z0, mask, noise, 4, **how))).cpu(),
-    "teacher, 32 NFE": data.decode(last(inpaint(teacher, z0, mask, noise, 16, **how))).cpu(),
+    "student, 4 NFE": data.decode(
+        cd.last(cd.inpaint(students[4], z0, mask, noise, 4, **how))
+    ).cpu(),
+    "teacher, 32 NFE": data.decode(cd.last(cd.inpaint(teacher, z0, mask, noise, 16, **how))).cpu(),
 }
 draw_rows(
     {"what the model may see": (x0 * (1 - hole) + 0.6 * hole)[:4]}
@@ -356,8 +348,8 @@ for name, picture in filled.items():
 
 # %%
 mask, hole = masks(len(latents), slice(side // 2, None), slice(None))  # the lower half
-painted = last(inpaint(students[4], latents, mask, eps, 4, 1.0, cond, w))
-by_teacher = last(inpaint(teacher, latents, mask, eps, 50, 1.0, cond, w))
+painted = cd.last(cd.inpaint(students[4], latents, mask, eps, 4, 1.0, cond, w))
+by_teacher = cd.last(cd.inpaint(teacher, latents, mask, eps, 50, 1.0, cond, w))
 mask = mask.to(device)
 inpainted = {
     "what the model may see": x * (1 - hole) + 0.6 * hole,
@@ -377,7 +369,7 @@ draw_rows(
 kept = 1 - mask.expand_as(latents)
 print("kept latents are untouched:", torch.equal(painted * kept, latents * kept))
 try:
-    inpaint(students[4], latents, hole, eps, 4, 1.0, cond, w)
+    cd.inpaint(students[4], latents, hole, eps, 4, 1.0, cond, w)
 except ValueError as error:
     print(
         "a mask of another size is refused:", "scaled to the size of what is painted" in str(error)
@@ -395,14 +387,14 @@ except ValueError as error:
 # is distilled by the same function, here down to 4 steps. (It is too large to come with the package, and takes 3 minutes.)
 
 # %%
-for encoder in train_stage_two(recipe, data, out, sampler="ddim_encode"):
+for encoder in stages.train_stage_two(recipe, data, out, sampler="ddim_encode"):
     if encoder.steps == 4:
         break
 source = tokens(names)
-retold = translate(encoder, students[4], latents, source, cond, 4, w=w)
-by_teacher = translate(teacher, teacher, latents, source, cond, 50, w=w)
-back = translate(encoder, students[4], latents, source, source, 4)
-again = translate(teacher, teacher, latents, source, source, 50)
+retold = cd.translate(encoder, students[4], latents, source, cond, 4, w=w)
+by_teacher = cd.translate(teacher, teacher, latents, source, cond, 50, w=w)
+back = cd.translate(encoder, students[4], latents, source, source, 4)
+again = cd.translate(teacher, teacher, latents, source, source, 50)
 transferred = {
     "images": x,
     "students, encoded and decoded under the same prompt, 4 + 4 NFE": data.decode(back),
@@ -427,7 +419,7 @@ print(f"students, 8 NFE: {errors[0]:.3f}; teacher, 200 NFE: {errors[1]:.3f}")
 
 # %%
 other = own.roll(1, 0)
-unseen = load_captioned(captions, "test", size=recipe.size, images=recipe.images)
+unseen = cd.load_captioned(captions, "test", size=recipe.size, images=recipe.images)
 rest = unseen.prompts(min(len(unseen), len(x0)))[1]
 x1, others = unseen.batch(rest)[0], tokens([unseen.class_names[k] for k in rest])
 results = {
@@ -436,14 +428,14 @@ results = {
     "the same, as the new caption": (data.decode(z0), other),
 }
 for name, z in {
-    "image to image, 0.5": last(image_to_image(students[4], z0, noise, 4, 0.5, other, w)),
-    "image to image, 0.75": last(image_to_image(students[4], z0, noise, 4, 0.75, other, w)),
-    "image to image, 1": last(image_to_image(students[4], z0, noise, 4, 1.0, other, w)),
-    "style transfer": translate(encoder, students[4], z0, own, other, 4, w=w),
+    "image to image, 0.5": cd.last(cd.image_to_image(students[4], z0, noise, 4, 0.5, other, w)),
+    "image to image, 0.75": cd.last(cd.image_to_image(students[4], z0, noise, 4, 0.75, other, w)),
+    "image to image, 1": cd.last(cd.image_to_image(students[4], z0, noise, 4, 1.0, other, w)),
+    "style transfer": cd.translate(encoder, students[4], z0, own, other, 4, w=w),
 }.items():
     results[name] = (data.decode(z), other)
 results["held-out pictures, untouched"] = (x1, others)
-matcher = make_judge(recipe, data, out).classifier
+matcher = stages.make_judge(recipe, data, out).classifier
 print(f"{len(x0)} training images, student of 4 steps, w = {w:g}, seed {seed}")
 print("                              distance (rms)  read as asked  (standard error)")
 for name, (picture, wanted0) in results.items():
@@ -492,7 +484,7 @@ draw_rows(
 # **Next:** distillation of a model of 860 million parameters, on a free GPU, in [notebook 11](11_stable_diffusion_on_colab.ipynb).
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="10_editing", recipe=recipe.name, seed=seed, data=images.hash[:16], split=images.split
 )
 for key, value in facts.items():

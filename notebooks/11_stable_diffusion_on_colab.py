@@ -57,43 +57,21 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+
+import cfgdistill as cd
+from cfgdistill.course import stages
+from cfgdistill.export.lora import export_lora
+from cfgdistill.export.stock import export
+from cfgdistill.judge import plotting
+from cfgdistill.teachers.stable_diffusion import tiny_pipeline
+from cfgdistill.teachers.unet import LORA_LAYERS
+from cfgdistill.training import checkpoints
 
 for library in (diffusers, transformers):
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
-
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
-
-from cfgdistill import (
-    DiscreteSchedule,
-    GuidedDenoiser,
-    TextEncoder,
-    VAEEncoder,
-    base_denoiser,
-    clip_score,
-    ddim,
-    get_recipe,
-    halvings,
-    last,
-    load,
-    load_captioned,
-    open_pipeline,
-    rescheduled,
-    v_schedule,
-)
-from cfgdistill.course.stages import (
-    load_recipe_data,
-    train_stage_one,
-    train_stage_two,
-    training_minutes,
-)
-from cfgdistill.export.lora import export_lora
-from cfgdistill.export.stock import export
-from cfgdistill.judge.plotting import COLORS, draw_images, figure, show
-from cfgdistill.teachers.stable_diffusion import tiny_pipeline
-from cfgdistill.teachers.unet import LORA_LAYERS
-from cfgdistill.training.checkpoints import provenance, read_card
 
 # %% tags=["parameters"]
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
@@ -125,9 +103,9 @@ if not base:
     base = standard if real else tiny_pipeline(Path(out) / "sd-tiny")
 own_data = {"data_free": 10 if real else 2} if captions == "prompts" else {"data_free": 0}
 row = "colab" if real else "smoke"
-recipe = get_recipe("sd", row, base=base, source=captions, seed=seed, **own_data)
+recipe = cd.get_recipe("sd", row, base=base, source=captions, seed=seed, **own_data)
 device = "cuda" if torch.cuda.is_available() else "cpu"
-pipe = open_pipeline(base).to(device)
+pipe = cd.open_pipeline(base).to(device)
 pipe.set_progress_bar_config(disable=True)
 print(base, "is", "the real thing." if real else "tiny and random: its pictures are noise.")
 for name in ("unet", "vae", "text_encoder"):
@@ -140,8 +118,8 @@ for name in ("unet", "vae", "text_encoder"):
 
 # %%
 # NBVAL_CHECK_OUTPUT
-text = TextEncoder(pipe.tokenizer, pipe.text_encoder)
-prompts = list(load_captioned("prompts", "test").class_names[:2])  # no training has seen them
+text = cd.TextEncoder(pipe.tokenizer, pipe.text_encoder)
+prompts = list(cd.load_captioned("prompts", "test").class_names[:2])  # no training has seen them
 print(*prompts, sep="\n")
 with torch.no_grad():
     conds, empty = text(text.tokens(prompts).to(device)), text(text.tokens([""]).to(device))[0]
@@ -159,8 +137,8 @@ def same(a, b):
 stock = pipe(
     prompts, latents=z, num_inference_steps=10, guidance_scale=7.5, output_type="latent"
 ).images
-guided = GuidedDenoiser(base_denoiser(pipe), empty)
-ours = last(ddim(guided, z, 10, conds, 6.5))
+guided = cd.GuidedDenoiser(cd.base_denoiser(pipe), empty)
+ours = cd.last(cd.ddim(guided, z, 10, conds, 6.5))
 assert same(ours, stock)
 print(f"10 steps at guidance_scale 7.5: {guided.nfe} evaluations, and the same latents")
 
@@ -186,7 +164,7 @@ def end_in_noise(alphas_cumprod, entries):
     return torch.lerp(angles[low], angles[low + 1], place - low).cos().square()
 
 
-mended, own = v_schedule(pipe), DiscreteSchedule(pipe.scheduler.alphas_cumprod)
+mended, own = cd.v_schedule(pipe), cd.DiscreteSchedule(pipe.scheduler.alphas_cumprod)
 torch.testing.assert_close(
     end_in_noise(own.alphas_cumprod, 1024), mended.alphas_cumprod, atol=1e-9, rtol=1e-9
 )
@@ -201,10 +179,12 @@ for name, schedule in (("Stable Diffusion", own), ("zero terminal SNR", mended))
     print(f"{'':18s} sigma / alpha", *(f"{value:7.2f}" for value in sigma / alpha))
 
 # %%
-fig, axes = figure(1, 2, width=8, height=2.8)
+fig, axes = plotting.figure(1, 2, width=8, height=2.8)
 t = torch.linspace(0, 1, 400).double()
 for (name, schedule), color in zip(
-    {"Stable Diffusion's own": own, "zero terminal SNR": mended}.items(), COLORS, strict=False
+    {"Stable Diffusion's own": own, "zero terminal SNR": mended}.items(),
+    plotting.COLORS,
+    strict=False,
 ):
     alpha, sigma = schedule.alpha_sigma(t)
     axes[0].plot(t, alpha, color=color, label=name)
@@ -212,7 +192,7 @@ for (name, schedule), color in zip(
 axes[0].set(xlabel="t", ylabel="alpha, what is left of the image")
 axes[1].set(xlabel="t", ylabel="error of x per error of eps", yscale="log")
 axes[0].legend(frameon=False, fontsize=8)
-show(
+plotting.show(
     fig,
     alt="Left: alpha against time for Stable Diffusion's schedule, which ends at 0.07, and for the mended one, which ends at 0. "
     "Right: sigma over alpha on a logarithmic axis: it ends at 15 for the first and goes to infinity for the second.",
@@ -230,7 +210,7 @@ show(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-seen = GuidedDenoiser(rescheduled(base_denoiser(pipe), mended), empty)
+seen = cd.GuidedDenoiser(cd.rescheduled(cd.base_denoiser(pipe), mended), empty)
 print("our t   sigma/alpha   the base's t'")
 for t in (0.25, 0.5, 0.75, 0.85):
     alpha, sigma = mended.alpha_sigma(torch.tensor([t]).double())
@@ -301,14 +281,14 @@ for name, parts in {
 # %%
 vae, text = pipe.vae.cpu(), text.cpu()
 del pipe, guided, seen  # the stages open it themselves
-data = load_recipe_data(recipe, out)
+data = stages.load_recipe_data(recipe, out)
 print(*data.class_names[:6], sep="\n")
 for file in sorted((Path(out) / recipe.name).glob("*.safetensors")):
     print(f"{file.name.split('-')[0]:12s} {file.stat().st_size / 2**20:8.2f} MiB")
 print("latents", list(data.stored.shape), "embeddings", list(data.labels.shape), data.labels.dtype)
-fig, axis = figure(1, 1, width=6, height=1.4)
-draw_images(axis, data.decode(data.stored[:6]), 6, "what stage one asks about")
-show(
+fig, axis = plotting.figure(1, 1, width=6, height=1.4)
+plotting.draw_images(axis, data.decode(data.stored[:6]), 6, "what stage one asks about")
+plotting.show(
     fig,
     alt="Six images that the base painted for six captions, decoded from their latents: with the tiny random one, coloured noise.",
 )
@@ -319,14 +299,17 @@ show(
 # The functions that notebooks 03 and 04 called; the teacher needs no training. Every file holds the low-rank changes alone, with the name and the fingerprint of the base.
 
 # %%
-train_stage_one(recipe, data, out)
-for student in train_stage_two(recipe, data, out):
+stages.train_stage_one(recipe, data, out)
+for student in stages.train_stage_two(recipe, data, out):
     print("student of", student.steps, "steps, w in", list(student.w_range))
 del student
-home, minutes = Path(out) / recipe.name, training_minutes(recipe, out)
+home, minutes = Path(out) / recipe.name, stages.training_minutes(recipe, out)
 print("stage               updates   first loss   last loss   minutes      MiB")
 for name, spent in minutes.items():
-    card, size = read_card(home / name), (home / name / "model.safetensors").stat().st_size
+    card, size = (
+        checkpoints.read_card(home / name),
+        (home / name / "model.safetensors").stat().st_size,
+    )
     losses, updates = card["losses"], card["about"]["updates"]
     print(
         f"{name:20s} {updates:6d} {losses[0]:12.4f} {losses[-1]:11.4f} {spent:9.2f} {size / 2**20:8.2f}"
@@ -341,17 +324,17 @@ for name, spent in minutes.items():
 # %%
 # NBVAL_CHECK_OUTPUT
 calls, pictures = [], {}
-for steps in halvings(recipe.start):
-    student = load(home / "stage-two" / f"steps-{steps}")
+for steps in cd.halvings(recipe.start):
+    student = cd.load(home / "stage-two" / f"steps-{steps}")
     folder = Path(out) / "sd-exported" / f"steps-{steps}"
-    export(student, folder, vae=VAEEncoder(vae), text=text)
+    export(student, folder, vae=cd.VAEEncoder(vae), text=text)
     stock = StableDiffusionPipeline.from_pretrained(folder).to(device)
     stock.set_progress_bar_config(disable=True)
     stock.unet.register_forward_hook(lambda *given: calls.append(1))
     calls.clear()
     how = {"latents": z, "num_inference_steps": steps, "guidance_scale": 7.5}
     latents = stock(prompts, output_type="latent", **how).images
-    ours = last(ddim(student, z, steps, conds, 6.5))
+    ours = cd.last(cd.ddim(student, z, steps, conds, 6.5))
     assert same(latents, ours)
     print(f"{steps} steps: {len(calls)} evaluations, and the same latents")
     pictures[f"{steps} evaluations"] = 2 * stock(prompts, output_type="pt", **how).images.cpu() - 1
@@ -365,14 +348,14 @@ for steps in halvings(recipe.start):
 # %%
 # NBVAL_CHECK_OUTPUT
 steps = recipe.start
-student = load(home / "stage-two" / f"steps-{steps}")
+student = cd.load(home / "stage-two" / f"steps-{steps}")
 folder = export_lora(student, Path(out) / "sd-exported" / f"lora-steps-{steps}", w=6.5)
 stock = StableDiffusionPipeline.from_pretrained(base).to(device)
 stock.load_lora_weights(folder)
 stock.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 stock.set_progress_bar_config(disable=True)
 how = {"latents": z, "num_inference_steps": steps, "guidance_scale": 1, "output_type": "latent"}
-ours = last(ddim(student, z, steps, conds, 6.5))
+ours = cd.last(cd.ddim(student, z, steps, conds, 6.5))
 far = ((stock(prompts, **how).images - ours).abs().max() / ours.abs().max()).item()
 print(f"The base with a LoRA file in half precision: off by less than 1 %: {far < 0.01}")
 del student, stock
@@ -381,22 +364,22 @@ del student, stock
 # **What do the prompts look like, beside the base's own 25 steps with 50 evaluations?** At `smoke` and `laptop`: like noise from random weights, all of them.
 
 # %%
-pipe = open_pipeline(base).to(device)
+pipe = cd.open_pipeline(base).to(device)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
 pipe.set_progress_bar_config(disable=True)
 how = {"latents": z, "num_inference_steps": 25, "guidance_scale": 7.5, "output_type": "pt"}
 pictures = {"the base, 50 evaluations": 2 * pipe(prompts, **how).images.cpu() - 1} | pictures
-fig, axes = figure(1, len(pictures), width=2.5 * len(pictures), height=1.8)
+fig, axes = plotting.figure(1, len(pictures), width=2.5 * len(pictures), height=1.8)
 for axis, (name, x) in zip(axes, pictures.items(), strict=True):
-    draw_images(axis, x, 2, name)
-show(
+    plotting.draw_images(axis, x, 2, name)
+plotting.show(
     fig,
     alt="Two prompts drawn by the base in 50 evaluations and by students of fewer and fewer, down to 1; with the tiny random pipeline "
     "all of them are coloured noise.",
 )
 if real:  # needs the weights of CLIP, which are not replaced by anything
     for name, x in pictures.items():
-        print(f"{name}: CLIP score of two pictures {clip_score(x, prompts):.1f}")
+        print(f"{name}: CLIP score of two pictures {cd.clip_score(x, prompts):.1f}")
 
 # %% [markdown]
 # ## What is refused
@@ -407,7 +390,7 @@ if real:  # needs the weights of CLIP, which are not replaced by anything
 # NBVAL_CHECK_OUTPUT
 for changes in ({"base": None}, {"prediction_type": "eps"}):
     try:
-        train_stage_one(get_recipe("sd", "smoke", **{"base": base} | changes), data, out)
+        stages.train_stage_one(cd.get_recipe("sd", "smoke", **{"base": base} | changes), data, out)
     except ValueError as error:
         print(error)
 
@@ -421,7 +404,7 @@ for changes in ({"base": None}, {"prediction_type": "eps"}):
 # 5. At `colab`: compare `lora=8` and `lora=64`. Each rank gets folders of its own.
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="11_stable_diffusion_on_colab",
     recipe=recipe.name,
     base="real" if real else "tiny, random",

@@ -57,10 +57,9 @@ from functools import partial
 import torch
 
 import cfgdistill as cd
-from cfgdistill import GuidedDenoiser, rules
-from cfgdistill.course.stages import make_judge, train_stage_one, train_teacher
-from cfgdistill.judge.plotting import COLORS, draw_images, figure, show
-from cfgdistill.training.checkpoints import provenance
+from cfgdistill.course import stages
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -75,7 +74,7 @@ if not retrain:
     recipe = cd.use_pretrained(recipe, out)
 smoke = profile == "smoke"
 data = cd.load_data("digits", "train", recipe.images)
-network = train_teacher(recipe, data, out)
+network = stages.train_teacher(recipe, data, out)
 photographs = cd.load("cifar10/teacher", device=network.device)
 null = data.num_classes  # 10, for both of them
 print(f"{recipe.name} for training, {type(photographs.net).__name__} of CIFAR-10 for pictures")
@@ -97,8 +96,8 @@ x, labels = data.batch(torch.arange(64))
 x, labels = x.to(network.device), labels.to(network.device)
 t = torch.linspace(0.05, 1, 64, device=network.device)
 z = network.schedule.add_noise(x, torch.randn(x.shape, device=x.device), t)
-ours = GuidedDenoiser(network, null, rule=from_scratch)(z, t, labels, 2.0)
-torch.testing.assert_close(ours.v, GuidedDenoiser(network, null)(z, t, labels, 2.0).v)
+ours = cd.GuidedDenoiser(network, null, rule=from_scratch)(z, t, labels, 2.0)
+torch.testing.assert_close(ours.v, cd.GuidedDenoiser(network, null)(z, t, labels, 2.0).v)
 print("the rule from scratch is the package's own, to rounding")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -121,7 +120,7 @@ print("the rule from scratch is the package's own, to rounding")
 def middle(at, w):
     """A guidance interval whose ends are fixed, so that w is its only strength."""
     inside = (0.3 < at.sigma / at.alpha) & (at.sigma / at.alpha <= 5.0)
-    return rules.classifier_free(at, w * inside)
+    return cd.rules.classifier_free(at, w * inside)
 
 
 steps = 2 if smoke else 32
@@ -129,18 +128,18 @@ labels10 = torch.arange(2 if smoke else 10)
 plain = {
     "classifier-free": None,
     "interval": middle,
-    "APG": rules.projected,
-    "CFG-Zero*": rules.zero_star,
-    "rescaled": rules.rescaled,
+    "APG": cd.rules.projected,
+    "CFG-Zero*": cd.rules.zero_star,
+    "rescaled": cd.rules.rescaled,
 }
 pictures = {"no guidance": cd.sample(photographs, labels10, 0.0, steps=steps, seed=seed)}
 for name, rule in plain.items():
-    guided = GuidedDenoiser(photographs, null, rule)
+    guided = cd.GuidedDenoiser(photographs, null, rule)
     pictures[name] = cd.sample(guided, labels10, 3.0, steps=steps, seed=seed)
-fig, axes = figure(len(pictures), 1, width=10, height=1.25 * len(pictures))
+fig, axes = plotting.figure(len(pictures), 1, width=10, height=1.25 * len(pictures))
 for axis, (name, drawn) in zip(axes, pictures.items(), strict=True):
-    draw_images(axis, drawn, len(drawn), name)
-show(
+    plotting.draw_images(axis, drawn, len(drawn), name)
+plotting.show(
     fig,
     alt="Six rows of ten CIFAR-10 pictures from the same noise, airplane to truck: without guidance, then five rules at w = 3.",
 )
@@ -221,11 +220,11 @@ classifier = judged.net.requires_grad_(False)
 # %%
 taught = {
     **plain,
-    "autoguidance": partial(rules.autoguidance, weak=weak),
-    "classifier": partial(rules.classifier, net=classifier),
+    "autoguidance": partial(cd.rules.autoguidance, weak=weak),
+    "classifier": partial(cd.rules.classifier, net=classifier),
 }
-teachers = {name: GuidedDenoiser(network, null, rule) for name, rule in taught.items()}
-start = train_stage_one(recipe, data, out)
+teachers = {name: cd.GuidedDenoiser(network, null, rule) for name, rule in taught.items()}
+start = stages.train_stage_one(recipe, data, out)
 students = {"classifier-free": start}
 for name, teacher in teachers.items():
     if name in students:
@@ -262,7 +261,7 @@ for name, teacher in teachers.items():
 # what the student costs at all of them.
 
 # %%
-judge, n = make_judge(recipe, data, out), recipe.samples
+judge, n = stages.make_judge(recipe, data, out), recipe.samples
 most = 4 if smoke else 32
 rows = []
 for name, teacher in teachers.items():
@@ -305,7 +304,7 @@ print("and of its teachers:", [row["nfe"] // row["steps"] for row in rows[::3]])
 
 # %% slideshow={"slide_type": "fragment"}
 dials = ((0.0, 4.0), (0.0, 1.0), (1.0, 20.0))  # w, lower end, upper end of sigma / alpha
-teacher3 = GuidedDenoiser(network, null, rules.interval)
+teacher3 = cd.GuidedDenoiser(network, null, cd.rules.interval)
 student3 = cd.add_w_conditioning(network, dials)
 for _ in cd.train(
     student3,
@@ -330,7 +329,9 @@ for ends in ((0.0, 20.0), (0.3, 5.0), (0.9, 2.0)):
 # %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 try:
-    cd.stage_one_loss(GuidedDenoiser(network, null, partial(rules.plus_plus, steps=8)), (0.0, 1.0))
+    cd.stage_one_loss(
+        cd.GuidedDenoiser(network, null, partial(cd.rules.plus_plus, steps=8)), (0.0, 1.0)
+    )
 except ValueError as error:
     print(error)
 
@@ -342,19 +343,19 @@ except ValueError as error:
 # where $\phi$ is the angle of the schedule, $\tan \phi = \sigma / \alpha$. **What does that look like?** For $\lambda = 0.6$ and more and more steps:
 
 # %% slideshow={"slide_type": "fragment"}
-fig, axis = figure(width=6.5, height=3.2)
-for N, color, marker in zip((4, 16, 64), COLORS, "os^", strict=False):
+fig, axis = plotting.figure(width=6.5, height=3.2)
+for N, color, marker in zip((4, 16, 64), plotting.COLORS, "os^", strict=False):
     times = torch.arange(N, 0, -1, dtype=torch.float64) / N
     axis.plot(
         times,
-        rules.plus_plus_w(0.6, times, times - 1 / N, network.schedule),
+        cd.rules.plus_plus_w(0.6, times, times - 1 / N, network.schedule),
         color=color,
         marker=marker,
         label=f"{N} steps",
     )
 axis.set(xlabel="t", ylabel="w of the step that begins at t")
 axis.legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="The guidance weight of CFG++ against t, three arches that are highest half-way, at about 0 for 4 steps, 2.4 for 16 and 11.5 "
     "for 64, and at both ends fall to -0.4.",
@@ -365,7 +366,7 @@ show(
 # there is no limit to distil. With the steps fixed there is: **stage two** knows where a step ends. Eight steps of CFG++ become four:
 
 # %% slideshow={"slide_type": "fragment"}
-plus_plus = GuidedDenoiser(network, null, partial(rules.plus_plus, steps=8))
+plus_plus = cd.GuidedDenoiser(network, null, partial(cd.rules.plus_plus, steps=8))
 halved = cd.add_w_conditioning(network, (0.0, 1.0)).for_steps(4)
 for _ in cd.train(
     halved,
@@ -387,10 +388,10 @@ drawn = {
         teachers["classifier-free"], data.shape, digits20, steps=8, w=0.0, seed=seed
     ),
 }
-fig, axes = figure(3, 1, width=9.5, height=2.5)
+fig, axes = plotting.figure(3, 1, width=9.5, height=2.5)
 for axis, (name, line) in zip(axes, drawn.items(), strict=True):
-    draw_images(axis, line, 20, name)
-show(
+    plotting.draw_images(axis, line, 20, name)
+plotting.show(
     fig,
     alt="Twenty digits, 0 to 9 twice, by CFG++ with 8 steps, by its student with 4, and without guidance, from the same noise.",
 )
@@ -414,12 +415,12 @@ shapes = {
     "4 early, then 0": lambda t: 4.0 * (t > 0.6),
     "0 early, then 4": lambda t: 4.0 * (t <= 0.6),
 }
-fig, axes = figure(len(shapes), 1, width=10, height=1.25 * len(shapes))
+fig, axes = plotting.figure(len(shapes), 1, width=10, height=1.25 * len(shapes))
 lines = {}
 for axis, (name, w) in zip(axes, shapes.items(), strict=True):
     lines[name] = cd.sample(four, labels10, w, seed=seed)
-    draw_images(axis, lines[name], len(lines[name]), name)
-show(
+    plotting.draw_images(axis, lines[name], len(lines[name]), name)
+plotting.show(
     fig,
     alt="Ten CIFAR-10 pictures by the student of four steps with w = 0, w = 4, 4 in the first two steps only, and 4 in the last two only.",
 )
@@ -442,17 +443,17 @@ wanted, unwanted = ["horse", "ship", "truck", "frog", "cat"], "automobile"
 if smoke:
     wanted = wanted[:2]
 how = dict(w=2.0, seed=seed, steps=steps)
-against = GuidedDenoiser(photographs, 1)  # 1 is the label of automobiles
+against = cd.GuidedDenoiser(photographs, 1)  # 1 is the label of automobiles
 lines = {
     "teacher, no negative": cd.sample(photographs, wanted, **how),
     "teacher, not an automobile": cd.sample(against, wanted, **how),
     "stage one, not an automobile": cd.sample(stage_one, wanted, negative=unwanted, **how),
     "4 steps, not an automobile": cd.sample(four, wanted, 2.0, seed=seed, negative=unwanted),
 }
-fig, axes = figure(len(lines), 1, width=6, height=1.5 * len(lines))
+fig, axes = plotting.figure(len(lines), 1, width=6, height=1.5 * len(lines))
 for axis, (name, drawn) in zip(axes, lines.items(), strict=True):
-    draw_images(axis, drawn, len(drawn), name)
-show(
+    plotting.draw_images(axis, drawn, len(drawn), name)
+plotting.show(
     fig,
     alt="A horse, a ship, a truck, a frog and a cat by the teacher, and again with automobile as the negative, by the teacher, by stage one and by the student of four steps.",
 )
@@ -498,14 +499,14 @@ def on_top(at, w):
 lines = {
     "stage one at w = 2": cd.sample(stage_one, labels10, **how),
     "and true CFG of 2 on top": cd.sample(
-        GuidedDenoiser(photographs, null, on_top), labels10, **how
+        cd.GuidedDenoiser(photographs, null, on_top), labels10, **how
     ),
     "the teacher at w = 8": cd.sample(photographs, labels10, 8.0, seed=seed, steps=steps),
 }
-fig, axes = figure(3, 1, width=10, height=3.75)
+fig, axes = plotting.figure(3, 1, width=10, height=3.75)
 for axis, (name, drawn) in zip(axes, lines.items(), strict=True):
-    draw_images(axis, drawn, len(drawn), name)
-show(
+    plotting.draw_images(axis, drawn, len(drawn), name)
+plotting.show(
     fig,
     alt="Ten CIFAR-10 pictures by stage one at w = 2, by guidance of 2 around it, and by the teacher at w = 8.",
 )
@@ -525,7 +526,7 @@ show(
 # **Next:** [13 · Your own teacher](13_your_own_teacher.ipynb).
 
 # %%
-facts = provenance(
+facts = checkpoints.provenance(
     notebook="12_guidance_rules",
     recipe=recipe.name,
     seed=seed,

@@ -54,30 +54,9 @@ import os
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
-from cfgdistill import (
-    CosineSchedule,
-    Denoiser,
-    DiT,
-    FlowSchedule,
-    GuidedDenoiser,
-    Optim,
-    Run,
-    add_w_conditioning,
-    ddim,
-    delivered_by_samples,
-    delivered_w,
-    distill_progressively,
-    expand,
-    flow_denoiser,
-    last,
-    load,
-    load_data,
-    stage_one_loss,
-    teacher_loss,
-    train,
-)
-from cfgdistill.judge.plotting import COLORS, asked_against_delivered, draw_images, figure, show
-from cfgdistill.training.checkpoints import provenance
+import cfgdistill as cd
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.randomness import seeded
 
 # %% tags=["parameters"]
@@ -93,7 +72,7 @@ seed = 0
 
 # %%
 small = profile == "smoke"
-data = load_data("digits", "train", 100 if small else None)
+data = cd.load_data("digits", "train", 100 if small else None)
 with seeded(seed):
     transformer = DiTTransformer2DModel(
         num_attention_heads=2,
@@ -104,11 +83,11 @@ with seeded(seed):
         patch_size=2,
         num_embeds_ada_norm=data.num_classes,
     )
-network = Denoiser(DiT(transformer), CosineSchedule(), num_classes=data.num_classes)
+network = cd.Denoiser(cd.DiT(transformer), cd.CosineSchedule(), num_classes=data.num_classes)
 folder = f"{out}/own-teacher-{profile}"
-optim = Optim(updates=2 if small else 700, batch=64, rate=2e-3, ema=0.99)
-run = Run("teacher", seed=seed, folder=f"{folder}/teacher", device="cpu")
-for _ in train(network, teacher_loss(data.null, drop=0.1), data, optim, run):
+optim = cd.Optim(updates=2 if small else 700, batch=64, rate=2e-3, ema=0.99)
+run = cd.Run("teacher", seed=seed, folder=f"{folder}/teacher", device="cpu")
+for _ in cd.train(network, cd.teacher_loss(data.null, drop=0.1), data, optim, run):
     pass
 print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {len(data)} digits")
 
@@ -137,14 +116,14 @@ print("a DiT is asked with a label and a time, and says v")
 # **Does it draw digits?** Guided as ever: `GuidedDenoiser` asks it twice.
 
 # %% slideshow={"slide_type": "fragment"}
-teacher = GuidedDenoiser(network, null=data.null)
+teacher = cd.GuidedDenoiser(network, null=data.null)
 noise = torch.randn(20, 1, 8, 8, generator=generator)
 wanted = torch.arange(20) % 10
-own = {w: last(ddim(teacher, noise, 32, wanted, w)) for w in (0.0, 1.0, 2.0, 3.0, 4.0)}
-fig, axes = figure(3, 1, width=7, height=5.4)
+own = {w: cd.last(cd.ddim(teacher, noise, 32, wanted, w)) for w in (0.0, 1.0, 2.0, 3.0, 4.0)}
+fig, axes = plotting.figure(3, 1, width=7, height=5.4)
 for axis, w in zip(axes, (0.0, 1.0, 3.0), strict=True):
-    draw_images(axis, own[w], 10, f"w = {w:g}, 2 x 32 network evaluations")
-show(
+    plotting.draw_images(axis, own[w], 10, f"w = {w:g}, 2 x 32 network evaluations")
+plotting.show(
     fig,
     alt="The digits 0 to 9, twice each, drawn by the guided transformer at w = 0, 1 and 3. At w = 0 some cannot be "
     "read; with more guidance they are clearer and more alike.",
@@ -166,7 +145,7 @@ show(
 
 # %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
-student = add_w_conditioning(network, (0.0, 4.0))
+student = cd.add_w_conditioning(network, (0.0, 4.0))
 with torch.no_grad():
     difference = (student(z, t, labels, 3.0).v - network(z, t, labels).v).abs().max().item()
 print("largest difference between fresh student and conditional teacher:", difference)
@@ -179,19 +158,19 @@ print(f"{len(added)} new layers, one in each block")
 # These are the very lines of notebooks 03 and 04.
 
 # %% slideshow={"slide_type": "fragment"}
-fresh = {w: delivered_w(student, teacher, data, w, n=128) for w in (0.0, 1.0, 2.0, 3.0, 4.0)}
-optim = Optim(
+fresh = {w: cd.delivered_w(student, teacher, data, w, n=128) for w in (0.0, 1.0, 2.0, 3.0, 4.0)}
+optim = cd.Optim(
     updates=2 if small else 600, batch=64, rate=1e-3, faster={"cond_proj": 10.0}, ema=0.99
 )
-loss = stage_one_loss(teacher, student.w_range, w_power=2.0, balanced=True)
-run = Run("stage-one", seed=seed, folder=f"{folder}/stage-one", device="cpu")
-for _ in train(student, loss, data, optim, run):
+loss = cd.stage_one_loss(teacher, student.w_range, w_power=2.0, balanced=True)
+run = cd.Run("stage-one", seed=seed, folder=f"{folder}/stage-one", device="cpu")
+for _ in cd.train(student, loss, data, optim, run):
     pass
-told = {w: delivered_w(student, teacher, data, w, n=512) for w in fresh}
+told = {w: cd.delivered_w(student, teacher, data, w, n=512) for w in fresh}
 for w in told:
     print(f"asked for w = {w:g}: fresh {fresh[w]:.2f}, after stage one {told[w]:.2f}")
-show(
-    asked_against_delivered({"fresh": fresh, "stage one": told}),
+plotting.show(
+    plotting.asked_against_delivered({"fresh": fresh, "stage one": told}),
     alt="The w that is delivered against the w that was asked for. Before stage one it is 0 throughout; after it "
     "the points rise along the diagonal, and fall a little short of it from 3 on.",
 )
@@ -201,15 +180,15 @@ show(
 # the top, as for the U-Nets of notebook 03. Now the steps are halved.
 
 # %%
-optim = Optim(updates=1 if small else 40, batch=64, rate=1e-3)
-run = Run(seed=seed, folder=f"{folder}/stage-two", device="cpu")
-few = {model.steps: model for model in distill_progressively(student, data, optim, run, start=4)}
-drawn = {n: {w: last(ddim(few[n], noise, n, wanted, w)) for w in (1.0, 3.0)} for n in few}
+optim = cd.Optim(updates=1 if small else 40, batch=64, rate=1e-3)
+run = cd.Run(seed=seed, folder=f"{folder}/stage-two", device="cpu")
+few = {model.steps: model for model in cd.distill_progressively(student, data, optim, run, start=4)}
+drawn = {n: {w: cd.last(cd.ddim(few[n], noise, n, wanted, w)) for w in (1.0, 3.0)} for n in few}
 print("steps | w | delivered by its samples | distance to the teacher's 32 steps")
 for n, samples in drawn.items():
     for w, x in samples.items():
         distance = (x - own[w]).square().mean().sqrt().item()
-        print(f"{n:5d} | {w:g} | {delivered_by_samples(x, own):24.2f} | {distance:.3f}")
+        print(f"{n:5d} | {w:g} | {cd.delivered_by_samples(x, own):24.2f} | {distance:.3f}")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # Two measures: how far the samples are from the teacher's own from the same noise, and at which $w$ the teacher's samples are nearest to them. With
@@ -220,10 +199,10 @@ for n, samples in drawn.items():
 # %% slideshow={"slide_type": "fragment"}
 rows = {"teacher, 64 evaluations": own[3.0]}
 rows |= {f"student, {n} evaluation{'s' * (n > 1)}": drawn[n][3.0] for n in few}
-fig, axes = figure(4, 1, width=7, height=7)
+fig, axes = plotting.figure(4, 1, width=7, height=7)
 for axis, (title, x) in zip(axes, rows.items(), strict=True):
-    draw_images(axis, x, 10, f"{title}, w = 3")
-show(
+    plotting.draw_images(axis, x, 10, f"{title}, w = 3")
+plotting.show(
     fig,
     alt="Twenty digits at w = 3, four times from the same noise: by the guided teacher with 64 evaluations, and by "
     "its students with 4, 2 and 1. They are the same digits; the fewer evaluations, the softer their edges.",
@@ -234,9 +213,9 @@ show(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-again = load(f"{folder}/stage-two/steps-1", device="cpu")
+again = cd.load(f"{folder}/stage-two/steps-1", device="cpu")
 same = torch.equal(
-    last(ddim(again, noise, 1, wanted, 2.0)), last(ddim(few[1], noise, 1, wanted, 2.0))
+    cd.last(cd.ddim(again, noise, 1, wanted, 2.0)), cd.last(cd.ddim(few[1], noise, 1, wanted, 2.0))
 )
 print(f"{type(again.net).__name__}, {again.steps} step, w in {again.w_range}; the same: {same}")
 
@@ -256,7 +235,7 @@ print(f"{type(again.net).__name__}, {again.steps} step, w in {again.w_range}; th
 def velocity(z, tau, cond, w):
     """What our teacher would say if it had been trained by flow matching: u [b, *d]."""
     angle, length = torch.atan2(tau, 1 - tau), torch.hypot(tau, 1 - tau)
-    said = network(z / expand(length, z), angle / (torch.pi / 2), cond)
+    said = network(z / cd.expand(length, z), angle / (torch.pi / 2), cond)
     return said.eps - said.x
 
 
@@ -275,7 +254,7 @@ def sampled_by_diffusers(noise, steps, shift):
 # NBVAL_CHECK_OUTPUT
 with torch.no_grad():
     for shift in (1.0, 3.0):
-        ours = last(ddim(flow_denoiser(velocity, shift), noise, 8, wanted))
+        ours = cd.last(cd.ddim(cd.flow_denoiser(velocity, shift), noise, 8, wanted))
         theirs = sampled_by_diffusers(noise, 8, shift)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         print(f"shift {shift:g}: DDIM is diffusers' Euler sampler")
@@ -286,15 +265,19 @@ with torch.no_grad():
 
 # %% slideshow={"slide_type": "fragment"}
 times = torch.linspace(0.02, 0.98, 49)
-fig, axis = figure(width=5.5, height=3)
-clocks = {"cosine": CosineSchedule(), "flow": FlowSchedule(), "flow, shift 3": FlowSchedule(3.0)}
-for (name, schedule), color, marker in zip(clocks.items(), COLORS, "os^", strict=False):
+fig, axis = plotting.figure(width=5.5, height=3)
+clocks = {
+    "cosine": cd.CosineSchedule(),
+    "flow": cd.FlowSchedule(),
+    "flow, shift 3": cd.FlowSchedule(3.0),
+}
+for (name, schedule), color, marker in zip(clocks.items(), plotting.COLORS, "os^", strict=False):
     axis.plot(times, schedule.logsnr(times), color=color, label=name)
     grid = torch.arange(1, 8) / 8
     axis.plot(grid, schedule.logsnr(grid), color=color, marker=marker, linestyle="")
 axis.set(xlabel="t", ylabel="log-SNR")
 axis.legend(frameon=False)
-show(
+plotting.show(
     fig,
     alt="Log-SNR against t, falling, with the times of eight steps as markers: the cosine schedule and flow "
     "matching without a shift cross at t = 1/2 and are near each other, and flow matching with a shift of 3 lies "
@@ -322,6 +305,8 @@ show(
 # **Next:** [14 · The bug museum](14_bug_museum.ipynb).
 
 # %%
-facts = provenance(notebook="13_your_own_teacher", profile=profile, seed=seed, data=data.hash[:16])
+facts = checkpoints.provenance(
+    notebook="13_your_own_teacher", profile=profile, seed=seed, data=data.hash[:16]
+)
 for key, value in facts.items():
     print(f"{key}: {value}")

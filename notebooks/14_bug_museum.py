@@ -54,25 +54,11 @@ from functools import partial
 
 import torch
 
-from cfgdistill import (
-    CosineSchedule,
-    DiscreteSchedule,
-    GuidedDenoiser,
-    add_w_conditioning,
-    convert,
-    ddim,
-    ddim_step,
-    guide,
-    implied_v,
-    last,
-    load,
-    per_example,
-    pinwheel,
-)
+import cfgdistill as cd
 from cfgdistill.core.rules import plus_plus
 from cfgdistill.course import checks
-from cfgdistill.judge.plotting import COLORS, draw_images, figure, show
-from cfgdistill.training.checkpoints import provenance
+from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 
 # %% tags=["parameters"]
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
@@ -85,8 +71,8 @@ seed = 0
 # times, and asks no questions. That is the first lesson: the package's own samplers refuse half of what follows.
 
 # %%
-schedule = CosineSchedule()
-exact = GuidedDenoiser(pinwheel().denoiser(schedule), null=3)
+schedule = cd.CosineSchedule()
+exact = cd.GuidedDenoiser(cd.pinwheel().denoiser(schedule), null=3)
 generator = torch.Generator().manual_seed(seed)
 noise, classes = torch.randn(450, 2, generator=generator), torch.arange(450) % 3
 
@@ -95,7 +81,7 @@ noise, classes = torch.randn(450, 2, generator=generator), torch.arange(450) % 3
 def walk(model, z, times, cond, w):
     """DDIM from each of `times` to the next."""
     for t, s in zip(times[:-1], times[1:], strict=True):
-        z = ddim_step(model(z, t, cond, w), per_example(s, z), schedule)
+        z = cd.ddim_step(model(z, t, cond, w), cd.per_example(s, z), schedule)
     return z
 
 
@@ -109,22 +95,22 @@ def rmse(a, b):
 
 def points(pictures, alt, reach=2.4):
     """{title: points of three classes} as a row of panels."""
-    fig, axes = figure(1, len(pictures), width=2.6 * len(pictures), height=2.9)
+    fig, axes = plotting.figure(1, len(pictures), width=2.6 * len(pictures), height=2.9)
     for axis, (title, x) in zip(axes, pictures.items(), strict=True):
         for label in range(3):
-            axis.scatter(*x[classes == label].T, s=5, alpha=0.6, lw=0, color=COLORS[label])
+            axis.scatter(*x[classes == label].T, s=5, alpha=0.6, lw=0, color=plotting.COLORS[label])
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         axis.set_title(title, fontsize=9)
-    show(fig, alt=alt)
+    plotting.show(fig, alt=alt)
 
 
 def digits(lines, alt):
     """{title: ten digits} as rows."""
-    fig, axes = figure(len(lines), 1, width=7.0, height=1.0 * len(lines))
+    fig, axes = plotting.figure(len(lines), 1, width=7.0, height=1.0 * len(lines))
     for axis, (title, x) in zip(axes, lines.items(), strict=True):
-        draw_images(axis, x, 10, title)
-    show(fig, alt=alt)
+        plotting.draw_images(axis, x, 10, title)
+    plotting.show(fig, alt=alt)
 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -203,18 +189,20 @@ def chain(target, steps):
 
 
 def says(output, z, t, kind):
-    return convert(output, z, *schedule.alpha_sigma(per_example(t, z)), kind)
+    return cd.convert(output, z, *schedule.alpha_sigma(cd.per_example(t, z)), kind)
 
 
 def step(model, z, t, s, cond, w):
-    return ddim_step(model(z, t, cond, w), per_example(s, z), schedule)
+    return cd.ddim_step(model(z, t, cond, w), cd.per_example(s, z), schedule)
 
 
 def right(teacher, z, t, s, cond, w):
     mid = (t + s) / 2
     z_mid = step(teacher, z, t, mid, cond, w)
     z_s = step(teacher, z_mid, mid, s, cond, w)
-    return says(implied_v(z, z_s, per_example(t, z), per_example(s, z), schedule), z, t, "v")
+    return says(
+        cd.implied_v(z, z_s, cd.per_example(t, z), cd.per_example(s, z), schedule), z, t, "v"
+    )
 
 
 def second_x(teacher, z, t, s, cond, w):
@@ -253,7 +241,7 @@ def lands(target, steps, i):
     """Whether one step with the target lands where two steps of the exact teacher do."""
     t, s = i / steps, (i - 1) / steps
     two = step(exact, step(exact, z64, t, (t + s) / 2, classes, 3.0), (t + s) / 2, s, classes, 3.0)
-    one = ddim_step(target(exact, z64, t, s, classes, 3.0), per_example(s, z64), schedule)
+    one = cd.ddim_step(target(exact, z64, t, s, classes, 3.0), cd.per_example(s, z64), schedule)
     return (one - two).abs().max().item() < 1e-10
 
 
@@ -284,7 +272,9 @@ def swapped(teacher, z, t, s, cond, w):
     mid = (t + s) / 2
     z_s = step(teacher, z, t, s, cond, w)
     z_mid = step(teacher, z_s, s, mid, cond, w)
-    return says(implied_v(z, z_mid, per_example(t, z), per_example(s, z), schedule), z, t, "v")
+    return says(
+        cd.implied_v(z, z_mid, cd.per_example(t, z), cd.per_example(s, z), schedule), z, t, "v"
+    )
 
 
 points(
@@ -326,11 +316,11 @@ print("swapped, N = 4:", [lands(swapped, 4, i) for i in (4, 3, 2, 1)])
 # **Spot it.** Below are the teacher's digits, and those of two students before their first update. One of them has this mistake.
 
 # %% slideshow={"slide_type": "fragment"}
-teacher, stage_one = load("digits/teacher"), load("digits/stage-one")
+teacher, stage_one = cd.load("digits/teacher"), cd.load("digits/stage-one")
 z = torch.randn(10, *teacher.shape, generator=generator)
 labels = torch.arange(10)
-fresh = add_w_conditioning(teacher, (0.0, 4.0))
-spoilt = add_w_conditioning(teacher, (0.0, 4.0))
+fresh = cd.add_w_conditioning(teacher, (0.0, 4.0))
+spoilt = cd.add_w_conditioning(teacher, (0.0, 4.0))
 torch.manual_seed(seed)
 spoilt.net.unet.time_embedding.cond_proj.reset_parameters()  # as PyTorch makes a layer
 digits(
@@ -417,10 +407,10 @@ def leading(steps):
     return [max((i - 1) / steps, 0.001) for i in range(steps, 0, -1)] + [0.0]
 
 
-reference = walk(GuidedDenoiser(teacher, 10), z, even(128), labels, 1.0)
+reference = walk(cd.GuidedDenoiser(teacher, 10), z, even(128), labels, 1.0)
 lines = {}
 for n in (4, 2, 1):
-    student = load(f"digits/stage-two/steps-{n}")
+    student = cd.load(f"digits/stage-two/steps-{n}")
     for name, times in (("its own times", even(n)), ("leading", leading(n))):
         x = lines[f"N = {n}, {name}"] = walk(student, z, times, labels, 1.0)
         print(f"N = {n}, {name}: rmse to the teacher's 128 steps {rmse(x, reference):.2f}")
@@ -458,7 +448,7 @@ for times in (even(4), leading(4)):
 
 # %% slideshow={"slide_type": "fragment"}
 betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-table = DiscreteSchedule((1 - betas).cumprod(0))
+table = cd.DiscreteSchedule((1 - betas).cumprod(0))
 end = torch.ones(1, dtype=torch.float64)
 
 
@@ -474,10 +464,12 @@ squares = {
     "alpha_1 = 0.068: 8 x 8 pixels": greys(table, 8**2, p),
     "alpha_1 = 0.068: 64 x 64 pixels": greys(table, 64**2, p),
 }
-fig, axes = figure(3, 1, width=7.5, height=2.9)
+fig, axes = plotting.figure(3, 1, width=7.5, height=2.9)
 for axis, (title, b) in zip(axes, squares.items(), strict=True):
-    draw_images(axis, (0.5 * b).float().reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4), 20, title)
-show(
+    plotting.draw_images(
+        axis, (0.5 * b).float().reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4), 20, title
+    )
+plotting.show(
     fig,
     alt="Three blocks of forty grey squares. With a schedule that ends in pure noise they run from black to white; with alpha_1 = 0.068 and "
     "8 x 8 pixels a little less; with 64 x 64 pixels all of them are medium grey.",
@@ -567,7 +559,7 @@ null = torch.full_like(labels, 10)
 
 
 def twice(z, t, cond, w):
-    v = guide(stage_one(z, t, cond, w).v, stage_one(z, t, null, w).v, w)
+    v = cd.guide(stage_one(z, t, cond, w).v, stage_one(z, t, null, w).v, w)
     return says(v, z, t, "v")
 
 
@@ -575,7 +567,7 @@ digits(
     {
         "the student, w = 3": walk(stage_one, z, even(32), labels, 3.0),
         "guided once more, w = 3": walk(twice, z, even(32), labels, 3.0),
-        "the teacher at w = 15": walk(GuidedDenoiser(teacher, 10), z, even(32), labels, 15.0),
+        "the teacher at w = 15": walk(cd.GuidedDenoiser(teacher, 10), z, even(32), labels, 15.0),
     },
     "Ten clear digits by the student at w = 3; guided once more they have thick, hard strokes in black and white; the teacher's at w = 15 look much like those.",
 )
@@ -600,16 +592,16 @@ for name, model in (("once", stage_one), ("twice", twice)):
 # %% slideshow={"slide_type": "fragment"}
 def cfg_plus_plus(steps):
     rule = partial(plus_plus, steps=steps)
-    return GuidedDenoiser(pinwheel().denoiser(schedule), null=3, rule=rule)
+    return cd.GuidedDenoiser(cd.pinwheel().denoiser(schedule), null=3, rule=rule)
 
 
-finer = {n: last(ddim(cfg_plus_plus(n), noise, n, classes, 0.6)) for n in (4, 16, 64, 256)}
+finer = {n: cd.last(cd.ddim(cfg_plus_plus(n), noise, n, classes, 0.6)) for n in (4, 16, 64, 256)}
 points(
     {f"CFG++, {n} steps": x for n, x in finer.items()},
     "Samples of CFG++ with 4, 16, 64 and 256 steps: three arms that draw apart and shrink; with 256 steps each is a small clump far outside the data.",
     reach=2.9,
 )
-guided = {n: last(ddim(exact, noise, n, classes, 3.0)) for n in (16, 64, 256)}
+guided = {n: cd.last(cd.ddim(exact, noise, n, classes, 3.0)) for n in (16, 64, 256)}
 for name, x in (("CFG, w = 3", guided), ("CFG++, 0.6", finer)):
     print(
         f"{name}: 16 and 64 steps differ by {rmse(x[16], x[64]):.3f}, 64 and 256 by {rmse(x[64], x[256]):.3f}"
@@ -649,7 +641,7 @@ def jumps(n, w):
     x = jump(noise, 64, w)
     for i in range(n - 1, 0, -1):
         eps = torch.randn(noise.shape, generator=fresh)
-        x = jump(schedule.add_noise(x, eps, per_example(i / n, x)), 64 * i // n, w)
+        x = jump(schedule.add_noise(x, eps, cd.per_example(i / n, x)), 64 * i // n, w)
     return x
 
 
@@ -697,7 +689,10 @@ print(
     alpha_1.log().item(),
 )
 print(
-    "guidance_scale passed as w, asked for none:", guide(2, 1, w=1), "instead of", guide(2, 1, w=0)
+    "guidance_scale passed as w, asked for none:",
+    cd.guide(2, 1, w=1),
+    "instead of",
+    cd.guide(2, 1, w=0),
 )
 print("steps of image-to-image at strength 0.3 with 3 steps, int(3 * 0.3):", int(3 * 0.3))
 print("6001 as w features see it in bfloat16:", torch.tensor(6001.0).bfloat16().item())
@@ -730,5 +725,5 @@ print("6001 as w features see it in bfloat16:", torch.tensor(6001.0).bfloat16().
 # 3. Which mistake of your own would deserve a place here, and which three lines would have caught it?
 
 # %%
-for key, value in provenance(profile=profile, seed=seed).items():
+for key, value in checkpoints.provenance(profile=profile, seed=seed).items():
     print(f"{key}: {value}")

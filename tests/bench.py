@@ -36,7 +36,7 @@ from cfgdistill.course.stages import new_teacher
 from cfgdistill.data.named import load_data
 from cfgdistill.teachers.unet import TIMESTEPS, W_FEATURES
 from cfgdistill.teachers.w_input import add_w_conditioning
-from cfgdistill.training.checkpoints import provenance, write_text
+from cfgdistill.training.checkpoints import provenance, write_json
 from cfgdistill.training.environment import flag, mixed_precision
 from cfgdistill.training.randomness import Draw
 
@@ -274,7 +274,7 @@ def main() -> None:
     cpu = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name")  # new in torch 2.9
     about = {"device": name or f"cpu {cpu or ''}".strip(), "threads": torch.get_num_threads()}
     result = {**provenance(**about), "sizes": sizes, "repeats": given.repeats, **bench.results()}
-    write_text(Path(given.to), json.dumps(result, indent=1))
+    write_json(Path(given.to), result)
     print(f"{about['device']}, {about['threads']} threads: {given.to}")
 
 

@@ -2,6 +2,7 @@
 
 import base64
 
+import ipykernel
 import ipywidgets
 import pytest
 
@@ -46,7 +47,7 @@ def shown(monkeypatch):
 
 def test_in_ci_the_figure_stands_still_and_has_its_alt_text(draw, drawn, shown, monkeypatch):
     monkeypatch.setenv("CI", "1")
-    monkeypatch.setitem(widgets.sys.modules, "ipykernel", ipywidgets)
+    monkeypatch.setitem(widgets.sys.modules, "ipykernel", ipykernel)
     explore(draw, "A figure.", **CONTROLS)
     assert drawn == [START]
     ((_, metadata),) = shown
@@ -57,7 +58,7 @@ def test_a_live_notebook_gets_controls_that_draw_and_a_picture_for_readers_witho
     draw, drawn, shown, monkeypatch
 ):
     monkeypatch.setenv("CI", "0")
-    monkeypatch.setitem(widgets.sys.modules, "ipykernel", ipywidgets)  # as inside a kernel
+    monkeypatch.setitem(widgets.sys.modules, "ipykernel", ipykernel)  # as inside a kernel
     boxes = []
     make = ipywidgets.VBox
     monkeypatch.setattr(ipywidgets, "VBox", lambda parts: boxes.append(make(parts)) or boxes[-1])

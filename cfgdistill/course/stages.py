@@ -53,7 +53,7 @@ from cfgdistill.judge.metrics import (
 )
 from cfgdistill.teachers.unet import build_text_unet, build_unet
 from cfgdistill.teachers.w_input import add_w_conditioning
-from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_text
+from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_json
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim
 from cfgdistill.training.progressive import distill_progressively, reset
@@ -150,7 +150,7 @@ def train_autoencoder(recipe: Recipe, images: Data, out: str | Path) -> VAEEncod
             rows = torch.arange(len(images)).split(64)
             found = VAEEncoder.measured(vae, (images.batch(part)[0] for part in rows))
             card["latents"] = {"shift": found.shift.flatten().tolist(), "scale": found.scale}
-            write_text(folder / "card.json", json.dumps(card, indent=1))
+            write_json(folder / "card.json", card)
     return VAEEncoder(vae, torch.tensor(card["latents"]["shift"]), card["latents"]["scale"])
 
 
@@ -420,7 +420,7 @@ def evaluate_rows(
         """What is kept under the key; else it is made, and kept."""
         if key not in kept:
             kept[key] = make()
-            write_text(file, json.dumps(kept, indent=1))
+            write_json(file, kept)
         return kept[key]
 
     for n, w in itertools.product(steps, weights):

@@ -43,7 +43,7 @@ def save_weights(model: nn.Module, folder: str | Path, about: dict, **more) -> N
     if not _holds(weights, tensors):
         raise OSError(f"{weights} does not hold what was written there: see to the disk.")
     card["sha256"] = sha256(weights)
-    write_text(folder / "card.json", json.dumps(card, indent=1))
+    write_json(folder / "card.json", card)
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
@@ -311,6 +311,11 @@ def _mark(path: Path) -> tuple | None:
 def write_text(path: Path, text: str) -> None:
     """A text file in UTF-8, replaced as a whole or not at all."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, tree) -> None:
+    """A tree of plain values, replaced as a whole or not at all."""
+    write_text(path, json.dumps(tree, indent=1))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
