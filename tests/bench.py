@@ -7,7 +7,6 @@ not depend. The table goes to the screen, the numbers to out/bench.json.
 
 import argparse
 import copy
-import json
 import os
 import statistics
 from collections.abc import Callable
