@@ -195,6 +195,16 @@ torch.testing.assert_close(loss_from_scratch(pseudo, x, cond, t, eps, u), ours)
 print("the loss from scratch is the package's")
 
 # %% [markdown]
+# **Are a tenth of the labels gone?** In every batch about as many; over all of them, exactly that share of the time.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+u = torch.rand(100_000, generator=torch.Generator().manual_seed(seed))
+told = cd.drop_condition(torch.zeros(100_000, dtype=torch.long), null, recipe.drop, u)
+print(f"{(told == null).float().mean().item():.2f} of the labels are the null label, {null}")
+print(f"in the first batch of 64: {(told[:64] == null).sum().item()}")
+
+# %% [markdown]
 # ## 3. Training
 #
 # The network is `diffusers`' `UNet2DConditionModel`, with an embedding for the ten labels and the null
@@ -281,6 +291,7 @@ plotting.show(
 # NBVAL_CHECK_OUTPUT
 print("w = 3 from answers 2 and 1:", cd.guide(2, 1, w=3))
 print("w = 0 is the conditional answer:", cd.guide(2, 1, w=0))
+print("w = -1 is the answer without a label:", cd.guide(2, 1, w=-1))
 
 # %% [markdown]
 # ### Exercise 2: nothing for a label *(predict, 3 minutes)*

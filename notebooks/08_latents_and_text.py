@@ -110,6 +110,13 @@ latents = data.vae.encode(x)
 pixels, numbers = x[0].numel(), latents[0].numel()
 print(f"{list(x.shape[1:])} = {pixels} numbers become {list(latents.shape[1:])} = {numbers}")
 
+# %%
+# NBVAL_CHECK_OUTPUT
+side = x.shape[-1] // latents.shape[-1]
+print(
+    f"of every {pixels / numbers:g} numbers one is left; a latent stands for {side} x {side} pixels"
+)
+
 # %% [markdown]
 # **What is lost?** The same pictures, there and back; then the latents themselves, channel by channel. The number is the
 # peak signal-to-noise ratio, $20 \log_{10}(2 / \text{rms})$ for images in $[-1, 1]$: at 20 dB the error is a tenth of the range.
@@ -277,6 +284,14 @@ for caption in ("red heart", "cat face", "a blue apple", "flamingo pool party"):
 
 # %%
 # NBVAL_CHECK_OUTPUT
+tokens = text.tokens(["red heart", "flamingo pool party", ""])
+print("three captions as tokens:", list(tokens.shape))
+print("all begin with the same token:", len(set(tokens[:, 0].tolist())) == 1)
+ends = (tokens == text.tokenizer.eos_token_id).int().argmax(1)
+print("the end is where the words end:", [int(end) for end in ends[[0, 2]]])
+
+# %%
+# NBVAL_CHECK_OUTPUT
 for caption in ("red heart", "zebra crossing!", ""):
     back = text.tokenizer.decode(text.tokens([caption])[0], skip_special_tokens=True)
     print(f"{caption!r} is read back as {back!r}")
@@ -296,8 +311,14 @@ import warnings
 
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    text.tokens(["cat face " * 20])
+    long = text.tokens(["cat face " * 20])
 print(told[0].message)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print(f"{len(told)} warning; still {long.shape[1]} tokens, the last of them the end:", end=" ")
+print(long[0, -1].item() == text.tokenizer.eos_token_id)
+print("the rest is gone:", torch.equal(long, text.tokens(["cat face " * 8])))
 
 # %% [markdown]
 # ## 5. The teacher

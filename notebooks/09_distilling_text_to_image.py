@@ -412,6 +412,9 @@ for steps in shown:
     }
     folder = Path(out) / "students" / f"steps-{steps}"
     export(students[steps], folder, vae=data.vae, text=text, about=about)
+
+# %%
+# NBVAL_CHECK_OUTPUT
 print(sorted(path.name for path in (Path(out) / "students" / "steps-4").iterdir()))
 
 # %% [markdown]
@@ -468,7 +471,17 @@ for steps in shown:
     print(f"{type(pipe).__name__}, steps: {steps}, calls: {len(calls)}, same to 1e-4: {same}")
 
 # %% [markdown]
-# A **negative prompt** has no effect, because there is no second evaluation to put it in. And the pipeline checks neither the steps nor $w$: its
+# A **negative prompt** has no effect, because there is no second evaluation to put it in:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+against = pipe(["red heart"] * 2, ["blue"] * 2, output_type="latent", **how).images
+print("the same latents with a negative prompt, bit for bit:", torch.equal(against, theirs))
+print("the input for w:", pipe.unet.config.time_cond_proj_dim, "Fourier features")
+print("w = 1 is a guidance_scale of", cd.scale_from_w(1.0))
+
+# %% [markdown]
+# And the pipeline checks neither the steps nor $w$: its
 # defaults, 50 steps and `guidance_scale` 7.5, are both wrong here, so always pass `num_inference_steps` and a `guidance_scale` of 1 to 3. The
 # model card in the folder says all this.
 
@@ -522,11 +535,10 @@ for request in (dict(steps=3, w=1.0), dict(steps=4, w=recipe.w_max + 5)):
 # %% [markdown]
 # ## Further questions
 #
-# 1. Give the pipeline a negative prompt, and compare the latents bit for bit.
-# 2. Load the 4-step folder and give its scheduler `timestep_spacing="leading"`. Which time is never visited, and what does the picture lose?
-# 3. Distil at one fixed $w$ (`get_recipe(..., w_min=1.0, w_max=1.0)`) and compare the retrieval of the 1-step student.
-# 4. Which prompts lose most between 4 steps and 1? Sort the samples by their distance to the teacher's.
-# 5. Export the 4-step student with `text=data.text`, whose weights were never trained, load the folder and draw. What do the pictures show, and why do
+# 1. Load the 4-step folder and give its scheduler `timestep_spacing="leading"`. Which time is never visited, and what does the picture lose?
+# 2. Distil at one fixed $w$ (`get_recipe(..., w_min=1.0, w_max=1.0)`) and compare the retrieval of the 1-step student.
+# 3. Which prompts lose most between 4 steps and 1? Sort the samples by their distance to the teacher's.
+# 4. Export the 4-step student with `text=data.text`, whose weights were never trained, load the folder and draw. What do the pictures show, and why do
 #    they still look like emoji?
 #
 # **Next:** with so few steps a picture can be edited while you wait, in [notebook 10](10_editing.ipynb).

@@ -182,19 +182,10 @@ for strength in (0.5, 0.75, 1.0):
     edited = cd.last(cd.image_to_image(teacher, latents, eps, 40, **how))
     rows[f"teacher, strength {strength:g}, {round(80 * strength)} NFE"] = data.decode(edited)
 
-
-def draw_rows(rows, columns, alt, path=None):
-    fig, axes = plotting.figure(len(rows), 1, width=6, height=1.45 * len(rows))
-    for axis, (title, pictures) in zip(axes, rows.items(), strict=True):
-        plotting.draw_images(axis, pictures, columns, title)
-    plotting.show(fig, alt=alt, path=path)
-
-
 print("prompts:", ", ".join(wanted))
-draw_rows(
-    rows,
-    len(names),
-    "Four emoji, and below them what student and teacher make of them under new prompts with strengths 0.5, 0.75 and 1. With more "
+plotting.show(
+    plotting.sample_grid({"": rows}, len(names), width=6.0),
+    alt="Four emoji, and below them what student and teacher make of them under new prompts with strengths 0.5, 0.75 and 1. With more "
     "strength less of the picture is kept. Student and teacher do nearly the same, but at 0.75 a piece of the sun is left in the student's moon.",
 )
 for strength in (0.5, 0.75, 1.0):
@@ -210,6 +201,20 @@ for strength in (0.5, 0.75, 1.0):
     print(
         f"strength {strength:g}: student and teacher differ by {apart:.3f} (rms, pixels in [-1, 1])"
     )
+
+# %% [markdown]
+# **What is left of the original at strength 1?** Begin with other pictures, and with the same noise.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for strength in (0.5, 1.0):
+    how = dict(steps=4, strength=strength, cond=cond, w=w)
+    one, other = (
+        cd.last(cd.image_to_image(students[4], each, eps, **how))
+        for each in (latents, latents.flip(0))
+    )
+    apart = (one - other).square().mean().sqrt().item()
+    print(f"strength {strength:g}: the same from another original: {apart < 1e-4}")
 
 # %% [markdown]
 # At strength 0.5 signal and noise are equal ($\alpha_t = \sigma_t$), and two answers get mixed: the heart is purple, the apple neither green nor red.
@@ -326,12 +331,14 @@ filled = {
     ).cpu(),
     "teacher, 32 NFE": data.decode(cd.last(cd.inpaint(teacher, z0, mask, noise, 16, **how))).cpu(),
 }
-draw_rows(
-    {"what the model may see": (x0 * (1 - hole) + 0.6 * hole)[:4]}
-    | {name: filled[name][:4] for name in ("student, 4 NFE", "teacher, 32 NFE")}
-    | {"images": x0[:4]},
-    4,
-    "Four emoji with a grey square in the middle; the square filled by the student in four evaluations and by the teacher in 32; and the "
+holes = {
+    "what the model may see": (x0 * (1 - hole) + 0.6 * hole)[:4],
+    **{name: filled[name][:4] for name in ("student, 4 NFE", "teacher, 32 NFE")},
+    "images": x0[:4],
+}
+plotting.show(
+    plotting.sample_grid({"": holes}, 4, width=6.0),
+    alt="Four emoji with a grey square in the middle; the square filled by the student in four evaluations and by the teacher in 32; and the "
     "whole emoji.",
 )
 print(f"error in the hole (rms, pixels in [-1, 1]), {len(x0)} pictures under their own captions:")
@@ -357,10 +364,9 @@ inpainted = {
     "teacher, 100 NFE": data.decode(by_teacher),
 }
 print("prompts:", ", ".join(wanted))
-draw_rows(
-    inpainted,
-    len(names),
-    "Four emoji with their lower halves greyed out, and the lower halves repainted under new prompts by the student in four evaluations "
+plotting.show(
+    plotting.sample_grid({"": inpainted}, len(names), width=6.0),
+    alt="Four emoji with their lower halves greyed out, and the lower halves repainted under new prompts by the student in four evaluations "
     "and by the teacher in a hundred.",
 )
 
@@ -374,6 +380,18 @@ except ValueError as error:
     print(
         "a mask of another size is refused:", "scaled to the size of what is painted" in str(error)
     )
+
+# %% [markdown]
+# **And at the two ends?** A mask that repaints everything is plain sampling; one that repaints nothing gives the original back.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+plain = cd.last(cd.ddim(students[4], eps, 4, cond, w))
+for name, value, ought in (("everything", 1.0, plain), ("nothing", 0.0, latents)):
+    found = cd.last(
+        cd.inpaint(students[4], latents, torch.full_like(mask, value), eps, 4, 1.0, cond, w)
+    )
+    print(f"repaint {name}: as it should be to 1e-5: {(found - ought).abs().max().item() < 1e-5}")
 
 # %% [markdown]
 # The new half takes its colour from the prompt and its outline from what it must fit: the blue half ends in the tip of the same heart, the dog's
@@ -402,14 +420,25 @@ transferred = {
     "teacher, the same, 100 + 100 NFE": data.decode(by_teacher),
 }
 print("prompts:", ", ".join(wanted))
-draw_rows(
-    transferred,
-    len(names),
-    "Four emoji, their reconstruction by encoder and student, and the same noise decoded under new prompts by the students and by the teacher.",
+plotting.show(
+    plotting.sample_grid({"": transferred}, len(names), width=6.0),
+    alt="Four emoji, their reconstruction by encoder and student, and the same noise decoded under new prompts by the students and by the teacher.",
 )
 errors = [(z - latents).square().mean().sqrt().item() for z in (back, again)]
 print("reconstruction error in latents (standard deviation 1):")
 print(f"students, 8 NFE: {errors[0]:.3f}; teacher, 200 NFE: {errors[1]:.3f}")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+calls = []
+for network in (encoder.net, students[4].net):
+    network.register_forward_hook(lambda *given: calls.append(1))
+cd.translate(encoder, students[4], latents, source, cond, 4, w=w)
+print("evaluations of encoder and student:", len(calls))
+try:
+    cd.translate(encoder, students[2], latents, source, cond, 4, w=w)
+except ValueError as error:
+    print(error)
 
 # %% [markdown]
 # **What does each way keep, and does it obey?** The 60 pictures of the training set again, each edited under the caption of another one: the distance from the
@@ -455,10 +484,9 @@ four |= {
         "students, decoded under the new prompt, 4 + 4 NFE"
     ]
 }
-draw_rows(
-    four,
-    len(names),
-    "Four emoji and three ways to edit them under new prompts. Image to image: a bluish heart, an orange apple, a dog's snout, a crescent. "
+plotting.show(
+    plotting.sample_grid({"": four}, len(names), width=6.0),
+    alt="Four emoji and three ways to edit them under new prompts. Image to image: a bluish heart, an orange apple, a dog's snout, a crescent. "
     "Inpainting: upper halves kept, lower halves blue, red, a dog's nose, a crescent. Style transfer: the new things drawn anew.",
     path=Path(out) / "editing.png",
 )
