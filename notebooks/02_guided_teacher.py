@@ -67,7 +67,7 @@ import os
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import checks, stages, walk
+from cfgdistill.course import checks, stages, walk, widgets
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
@@ -369,6 +369,36 @@ plotting.show(
 # Without a label the network hedges between classes. The label removes some of the doubt, and guidance
 # acts as if there were even less: stronger contrast, and on CIFAR-10 the colours of the class, which need not be those of the image.
 #
+# **Now you.** Move $t$ and $w$. At $w = -1$ the guided answer is the one without a label, at $w = 0$ the one with it, and beyond
+# that it goes on in the same direction. For which $t$ is there nothing left to guide, and why?
+
+
+# %%
+@torch.no_grad()
+def draw(image, t, w, x=x, cond=cond, eps=eps):  # these of now: below, the names mean others
+    k = [data.class_names.index(image)]
+    z, label = teacher.schedule.add_noise(x, eps, cd.per_example(t, x))[k], cond[k]
+    told, pushed = teacher(z, t, label).x, guided(z, t, label, w).x
+    shown = {
+        f"$z_t$, t = {t:g}": z,
+        "no label": teacher(z, t, torch.full_like(label, null)).x,
+        "label": told,
+        f"guided, w = {w:g}": pushed,
+        "distance of the last two": 2 * (pushed - told).abs() - 1,
+    }
+    return plotting.image_panels(shown)
+
+
+widgets.explore(
+    draw,
+    alt="Five pictures side by side: an image under much noise, what the network takes to be under it without a label, with the label, "
+    "and guided with w = 3, and how far the last two are apart. The guided one has the most contrast.",
+    image=list(data.class_names),
+    t=(0.75, 0.05, 1.0, 0.05),
+    w=(3.0, -1.0, 6.0, 0.5),
+)
+
+# %% [markdown]
 # ## 5. Sampling
 #
 # Notebook 01 showed that a DDIM step rotates $z_t$ towards the data by a small angle, with the network's

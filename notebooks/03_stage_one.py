@@ -62,7 +62,7 @@ import os
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import checks, stages, walk
+from cfgdistill.course import checks, stages, walk, widgets
 from cfgdistill.judge import plotting
 from cfgdistill.teachers.unet import W_FEATURES
 from cfgdistill.training import checkpoints
@@ -445,6 +445,41 @@ assert checks.blind_w(blind_w).startswith("Right")
 # *To discuss:* the balanced loss moves $w^*$ towards 0. Has the student learned anything by that?
 #
 # </details>
+
+# %% [markdown]
+# **Now you: where is the best blind answer?** `w_power` says how often small $w$ are drawn, and the loss is divided by $1 + w$ to the power of `balance`. Set the two as in each of the trials (balanced: 2):
+# near which of the four curves does the parabola of the blind student come to lie? And find two ways to make $w^*$ come out as 1.
+
+
+# %%
+def draw(w_power, balance):
+    w = cd.sample_w((torch.arange(20000) + 0.5) / 20000, (0.0, recipe.w_max), w_power)
+    k = (1 + w) ** -balance
+    best = (k * w).sum() / k.sum()
+    fig, axes = plotting.figure(1, 2, width=10, height=3.4)
+    for weight, color, label in ((0 * k + 1, "0.5", "drawn"), (k, "black", "counted by the loss")):
+        axes[0].hist(
+            w, 40, weights=weight / weight.sum(), histtype="step", color=color, label=label
+        )
+    axes[0].set(xlabel="w", title="share of each w", yscale="log", ylim=(1e-4, 1))
+    for (name, errors), color in zip(by_trial.items(), plotting.COLORS[1:], strict=False):
+        axes[1].plot(grid, errors, color=color, lw=1, label=name)
+    blind = fresh_by_w[-1] * ((grid_w - best) / recipe.w_max) ** 2
+    axes[1].plot(grid_w, blind, "--", color="black", label="blind to w")
+    axes[1].set(xlabel="w", title=f"loss; the best blind answer is $w^*$ = {best:.2f}")
+    for axis in axes:
+        axis.axvline(best, color="0.5", linestyle=":")
+        axis.legend(frameon=False, fontsize=8)
+    return fig
+
+
+widgets.explore(
+    draw,
+    alt="Left: the share of each w that is drawn, highest near zero, and that the loss counts, which falls more steeply. Right: the loss against w of the four "
+    "short runs, and the parabola of the best student that is blind to w, which is zero near 0.5 and rises to both sides.",
+    w_power=(2.0, 1.0, 4.0, 0.25),
+    balance=(2.0, 0.0, 2.0, 0.25),
+)
 
 # %% [markdown]
 # Remember that the fresh student's error at $w = 0$ was zero. All four runs have lost it, uniform $w$ most of all. And the

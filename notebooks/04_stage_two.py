@@ -63,7 +63,7 @@ from pathlib import Path
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import checks, stages, walk
+from cfgdistill.course import checks, stages, walk, widgets
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
@@ -283,6 +283,61 @@ plotting.show(
 # It misses everywhere but in the last interval, and most of all in the one before it. In the last one $\sigma_s = 0$, the noise drops out, and the teacher's
 # second $x$ *is* the answer. A test that looks only at the last step, or only at $N = 1$, passes.
 #
+# **Now you.** The same in a picture, interval by interval: dotted the teacher's two steps from $z_t$ over $z_m$ to $z_s$, in colour single steps. In which interval does the
+# second $x$ land right, whatever the number of steps is? And what makes the mean of the teacher's two $v$ (exercise 1) a better and better target?
+
+
+# %%
+def arc(axis, z, v, t, s, **look):
+    """Draw how a step with v turns z on the way from t to s; where it ends."""
+    turn = exact.schedule.angle(s) - exact.schedule.angle(t)
+    d = (torch.linspace(0, 1, 50)[:, None] * turn)[..., None]
+    path = d.cos() * z + d.sin() * v
+    axis.plot(*path.unbind(-1), **look)
+    return path[-1]
+
+
+means = cd.pinwheel().means[[2, 6, 10]]  # a blob of each class, half the way out
+clean, classes = means.repeat(2, 1), torch.arange(3).repeat(2)
+its_noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
+
+
+def draw(steps, interval, w, point, wrong_targets):
+    i, k = min(interval, steps), [point]
+    t, mid, s = (torch.tensor([a / steps]) for a in (i, i - 0.5, i - 1))
+    fig, axis = plotting.figure(width=8, height=4)
+    z = exact.schedule.add_noise(clean[k], its_noise[k], t)
+    v_1 = exact(z, t, classes[k], w).v
+    z_mid = arc(axis, z, v_1, t, mid, color="0.5", ls=":", marker="o", markevery=[-1])
+    second = exact(z_mid, mid, classes[k], w)
+    z_s = arc(axis, z_mid, second.v, mid, s, color="0.5", ls=":", label="two steps")
+    targets = {"target": cd.progressive_target(exact, z, t, s, classes[k], w)}
+    if wrong_targets:
+        targets["second x"] = cd.convert(second.x, z, *exact.schedule.alpha_sigma(t), "x").v
+        targets["mean of the two v"] = (v_1 + second.v) / 2
+    for (name, v), color, marker in zip(targets.items(), plotting.COLORS, "os^", strict=False):
+        end = arc(axis, z, v, t, s, color=color, marker=marker, markevery=[-1], ms=8)
+        axis.lines[-1].set_label(f"{name}: misses by {(end - z_s).norm():.2f}")
+    axis.plot(*z.T, "o", color="black", ms=8, fillstyle="none", label=f"$z_t$, t = {i}/{steps}")
+    axis.set_title(f"from t = {i}/{steps} to {i - 1}/{steps}, w = {w:g}")
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.set_axis_off()
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+widgets.explore(
+    draw,
+    alt="A point of the plane. From it, a dotted path of two arcs, the teacher's steps; and an arc in one go with the "
+    "target, which ends at the same place. The arcs of the second x and of the mean of the two v end beside it.",
+    steps=[2, 1, 4, 8, 16],
+    interval=(2, 1, 16, 1),
+    w=(3.0, 0.0, 4.0, 0.5),
+    point=(0, 0, 5, 1),
+    wrong_targets=True,
+)
+
+# %% [markdown]
 # ## 3. The halving loop
 #
 # The student of stage one takes any number of steps, so it is the first teacher. A halving is short enough

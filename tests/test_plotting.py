@@ -6,7 +6,7 @@ from PIL import Image
 
 from cfgdistill.data.base import whole_levels
 from cfgdistill.data.named import load_data
-from cfgdistill.judge.plotting import image_rows, save_images
+from cfgdistill.judge.plotting import image_panels, image_rows, save_images
 
 
 def test_whole_levels_are_the_nearest_and_undo_a_batch():
@@ -51,3 +51,11 @@ def test_ten_images_in_a_row_are_ninety_pixels_wide_each(side):
     for axis in fig.axes:
         (picture,) = axis.images
         assert picture.get_window_extent().width / 10 >= 90
+
+
+def test_panels_stand_side_by_side_each_under_its_title():
+    fig = image_panels({"one": torch.zeros(1, 1, 8, 8), "two": torch.zeros(1, 1, 8, 8)})
+    fig.canvas.draw()
+    left, right = (axis.get_window_extent() for axis in fig.axes)
+    assert left.x1 < right.x0 and left.y0 == right.y0
+    assert [axis.get_title("left") for axis in fig.axes] == ["one", "two"]

@@ -104,13 +104,18 @@ def sample_grid(
     )
     for k, (head, column) in enumerate(pictures.items()):
         for i, title in enumerate(titles):
-            draw_images(axes[i][k], column[title], columns, f"{title}   {head}".rstrip())
+            draw_images(axes[i][k], column[title], columns, f"{title}   {head}".strip())
     return fig
 
 
 def image_rows(lines: dict[str, Tensor], columns: int = 10) -> Figure:
     """{title: images}, one below the other; ten images a line are 90 pixels wide, or more."""
     return sample_grid({"": lines}, columns, width=9.6)
+
+
+def image_panels(panels: dict[str, Tensor], columns: int = 1, *, width: float = 1.9) -> Figure:
+    """{title: images}, side by side."""
+    return sample_grid({title: {"": x} for title, x in panels.items()}, columns, width=width)
 
 
 def log_y(axis) -> None:
