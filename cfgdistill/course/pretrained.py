@@ -1,12 +1,21 @@
-"""Shipped models in the place of training: copied to where a recipe's stages look for their own."""
+"""Shipped models in the place of training: copied to where a recipe's stages look for their own.
 
+And shipped rows of tables in the place of long measurements.
+"""
+
+import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from cfgdistill.course.recipes import Recipe, as_recipe, get_recipe
-from cfgdistill.teachers.shipped import checked, copy_pretrained, names, shipped_card
-from cfgdistill.training.checkpoints import sha256, write_text
+from cfgdistill.judge.metrics import Judge
+from cfgdistill.teachers.shipped import checked, copy_pretrained, manifest, names, shipped_card
+from cfgdistill.training.checkpoints import provenance, read_card, sha256, write_json, write_text
 
 CHANGEABLE = ("samples", "save_every")  # entries of a recipe that its models do not depend on
 
@@ -62,3 +71,45 @@ def _place(name: str, target: Path) -> None:
 def _is_copy(target: Path, name: str) -> bool:
     weights = target / "model.safetensors"
     return weights.exists() and sha256(weights) == shipped_card(name)["sha256"]
+
+
+def measured(
+    name: str,
+    make: Callable[[], list[dict]],
+    recipe: Recipe,
+    judge: Judge,
+    out: str | Path,
+    *,
+    again: bool,
+) -> list[dict]:
+    """The rows of a measurement that takes long: as they are shipped, or as make() gives them.
+
+    The former are those of course/<data set>-<name>.json among the shipped files. Where there is no
+    such file, or with `again`, they are made, and written to out/ under that name. Prints where
+    they come from, and what they cost: to measure, and to train all models of the recipe.
+    """
+    file = f"course/{recipe.dataset}-{name}.json"
+    shipped = file in manifest() and not again
+    if shipped:
+        kept = json.loads(checked(file))
+    else:
+        started = time.perf_counter()
+        rows = make()
+        minutes = round((time.perf_counter() - started) / 60, 1)
+        cards = (Path(out) / recipe.name).glob("**/card.json")
+        trained = round(sum(read_card(card.parent)["minutes"] for card in cards), 1)
+        about = provenance(
+            recipe=recipe.name,
+            samples=recipe.samples,
+            seed=recipe.seed,
+            judge=judge.name,
+            reference=judge.reference,
+            minutes=minutes,
+            minutes_of_training=trained,
+            cores=torch.get_num_threads(),
+        )
+        kept = {"about": about, "rows": rows}
+        write_json(Path(out) / Path(file).name, kept)
+    print("These rows", "come with the package:" if shipped else "were made here:")
+    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in kept["about"].items()))
+    return kept["rows"]

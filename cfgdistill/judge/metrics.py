@@ -8,6 +8,8 @@ net it is never called that.
 import copy
 import functools
 import inspect
+import itertools
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -450,19 +452,45 @@ def tabulate(rows: list[dict], values: dict[str, str]) -> list[list[str]]:
 
     Each is model, steps, NFE, then every value in its format at every w, small w first ("-" where
     it was not measured), and the milliseconds per image at the fastest w: all do the same work.
+    Values of several rows of one model, steps and w, such as those of several seeds, are averaged.
     """
-    lines: dict[tuple, dict] = {}
+    lines: dict[tuple, list[dict]] = {}
     for row in rows:
         model = row["model"] + ("" if row["sampler"] == "ddim" else f", {row['sampler']}")
-        lines.setdefault((model, row["steps"], row["nfe"]), {})[row["w"]] = row
+        lines.setdefault((model, row["steps"], row["nfe"]), []).append(row)
     weights = sorted({row["w"] for row in rows})
     text = []
     for first, own in lines.items():
-        cells = [(own.get(w, {}), key, form) for key, form in values.items() for w in weights]
-        numbers = [format(row[key], form) if key in row else "-" for row, key, form in cells]
-        ms = min(row["ms_per_image"] for row in own.values())
+        numbers = []
+        for (key, form), w in itertools.product(values.items(), weights):
+            found = [row[key] for row in own if row["w"] == w and key in row]
+            numbers.append(format(statistics.mean(found), form) if found else "-")
+        ms = min(row["ms_per_image"] for row in own)
         text.append([*map(str, first), *numbers, f"{ms:.2f}"])
     return text
+
+
+def table(rows: list[dict], values: dict[str, str]) -> str:
+    """`tabulate` as lines of text, under the names of the values and of every w."""
+    weights = sorted({row["w"] for row in rows})
+    names = [f"w = {w:g}" for w in weights]
+    first_line = ["model", "steps", "NFE", *names * len(values), "ms/image"]
+    lines = [first_line, *tabulate(rows, values)]
+    widths = [max(len(line[k]) for line in lines) + 2 for k in range(len(first_line))]
+    heads = " " * sum(widths[:3])
+    for k, key in enumerate(values):
+        first, head = 3 + k * len(weights), key.replace("_", " ").replace("frechet", "Frechet")
+        wanted = len(head) + 2 - sum(widths[first : first + len(weights)])
+        widths[first] += max(0, wanted)
+        heads += head.rjust(sum(widths[first : first + len(weights)]))
+    text = [
+        "".join(
+            value.rjust(width) if k else value.ljust(width)
+            for k, (value, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([heads, *text])
 
 
 FID_SAMPLES = 50_000

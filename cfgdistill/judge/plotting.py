@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from itertools import product
 from pathlib import Path
+from statistics import mean, stdev
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -126,24 +128,53 @@ def log_y(axis) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def quality_against_nfe(rows: Sequence[dict], value: str = "frechet_distance") -> Figure:
-    """One panel per w: quality against network evaluations, a line per model, both axes log."""
+def curves(
+    panels: dict[str, dict[str, dict]], x: str, *, columns: int | None = None, log: bool = False
+) -> Figure:
+    """{title: {label: {x: y}}}: a panel for each title, `columns` in a row, and a line per label.
+
+    y is a number, or a list of them: their mean, with a bar as long as their standard deviation,
+    both ways. log: x doubles from mark to mark.
+    """
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    width = max(4.6, 3.2 * columns)
+    fig, axes = figure(rows, columns, width=width, height=2.9 * rows, squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for (label, line), color, marker in zip(lines.items(), COLORS, "os^DvP*", strict=False):
+            places = sorted(line)
+            values = [y if isinstance(y, list) else [y] for y in map(line.get, places)]
+            spread = [stdev(several) if len(several) > 1 else 0 for several in values]
+            look = dict(label=label, color=color, marker=marker, markersize=5)
+            axis.errorbar(places, [mean(several) for several in values], spread, **look)
+        axis.set(xlabel=x, title=title)
+        if log:
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+    if len(lines) > 1:
+        axes[0][0].legend(frameon=False, fontsize=8)
+    return fig
+
+
+MODELS = {"teacher": "guided teacher", "stage_one": "stage one", "student": "students"}
+
+
+def quality_against_nfe(
+    rows: Sequence[dict], values: Sequence[str] = ("frechet_distance",)
+) -> Figure:
+    """Rows of a results table: panels for each value and w, a line per model and sampler."""
     weights = sorted({row["w"] for row in rows})
-    fig, axes = figure(1, len(weights), width=3.4 * len(weights), height=3.4, squeeze=False)
-    models = {
-        "teacher": ("o", "guided teacher"),
-        "stage_one": ("s", "stage one"),
-        "student": ("^", "students"),
-    }
-    for axis, w in zip(axes[0], weights, strict=True):
-        for color, (model, (marker, label)) in zip(COLORS, models.items(), strict=False):
-            own = sorted((r["nfe"], r[value]) for r in rows if r["w"] == w and r["model"] == model)
-            axis.plot(*zip(*own, strict=True), marker=marker, color=color, label=label)
-        axis.set(xscale="log", title=f"w = {w:g}", xlabel="network evaluations (NFE)")
-        axis.set_xticks([1, 4, 16, 64, 256], [1, 4, 16, 64, 256])
-        log_y(axis)
-    axes[0][0].set_ylabel(value.replace("_", " ").capitalize())
-    axes[0][0].legend(frameon=False)
+    panels: dict[str, dict] = {}
+    for value, w in product(values, weights):
+        lines = panels[f"{value.replace('_', ' ').capitalize()}, w = {w:g}"] = {}
+        for row in (row for row in rows if row["w"] == w):
+            label = MODELS.get(row["model"], row["model"])
+            label += "" if row["sampler"] == "ddim" else f", {row['sampler']}"
+            lines.setdefault(label, {}).setdefault(row["nfe"], []).append(row[value])
+    fig = curves(panels, "network evaluations (NFE)", columns=len(weights), log=True)
+    for axis in fig.axes:
+        if "distance" in axis.get_title():
+            log_y(axis)
     return fig
 
 

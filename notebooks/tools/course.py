@@ -343,28 +343,10 @@ VALUES = {  # what the table shows of a row, where the row has it
 
 def results_table(results: dict) -> str:
     """results.json as text: a row per model and steps, a column per w."""
-    from cfgdistill import tabulate
+    from cfgdistill.judge.metrics import table
 
     meta, rows = results["meta"], results["rows"]
-    weights = sorted({row["w"] for row in rows})
     values = {key: form for key, form in VALUES.items() if key in rows[0]}
-    names = [f"w = {w:g}" for w in weights]
-    first_line = ["model", "steps", "NFE", *names * len(values), "ms/image"]
-    table = [first_line, *tabulate(rows, values)]
-    widths = [max(len(line[k]) for line in table) + 2 for k in range(len(table[0]))]
-    heads = " " * sum(widths[:3])
-    for k, key in enumerate(values):
-        first, head = 3 + k * len(weights), key.replace("_", " ").replace("frechet", "Frechet")
-        wanted = len(head) + 2 - sum(widths[first : first + len(weights)])
-        widths[first] += max(0, wanted)
-        heads += head.rjust(sum(widths[first : first + len(weights)]))
-    lines = [
-        "".join(
-            value.rjust(width) if k else value.ljust(width)
-            for k, (value, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    ]
     floor = f", real against real {meta['real_floor']:.2f}" if meta.get("real_floor") else ""
     about = [
         f"{meta['dataset']} at {meta['profile']}, seed {meta['seed']}, commit {meta['git_commit']}",
@@ -372,7 +354,7 @@ def results_table(results: dict) -> str:
         f"{meta['n_samples']} samples each{floor}",
         "NFE: network evaluations per image; the guided teacher needs two per step",
     ]
-    return "\n".join([*about, "", heads, *lines])
+    return "\n".join([*about, "", table(rows, values)])
 
 
 NO_SCRIPTS = """{%- extends 'index.html.j2' -%}
