@@ -36,7 +36,10 @@
 # | `laptop` (the default) | two CPU cores | about ten minutes |
 #
 # The students are trained on digits, which takes a minute each. Pictures are CIFAR-10's wherever a finished model can draw them: it comes with the
-# package, and sampling needs no data set. Allow about 45 minutes to read it.
+# package, and sampling needs no data set. Allow about 45 minutes to read it, and 25 for the exercises.
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=12`.
 
 # %%
 import importlib.util
@@ -57,7 +60,7 @@ from functools import partial
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import stages
+from cfgdistill.course import checks, stages, widgets
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
@@ -87,6 +90,7 @@ print(f"{recipe.name} for training, {type(photographs.net).__name__} of CIFAR-10
 
 
 # %% slideshow={"slide_type": "fragment"}
+# NBVAL_CHECK_OUTPUT
 def from_scratch(at, w):
     cond, uncond = at.predict(at.cond, at.null)  # two evaluations, in one call
     return cond.v + w * (cond.v - uncond.v)
@@ -97,8 +101,8 @@ x, labels = x.to(network.device), labels.to(network.device)
 t = torch.linspace(0.05, 1, 64, device=network.device)
 z = network.schedule.add_noise(x, torch.randn(x.shape, device=x.device), t)
 ours = cd.GuidedDenoiser(network, null, rule=from_scratch)(z, t, labels, 2.0)
-torch.testing.assert_close(ours.v, cd.GuidedDenoiser(network, null)(z, t, labels, 2.0).v)
-print("the rule from scratch is the package's own, to rounding")
+package = cd.GuidedDenoiser(network, null)(z, t, labels, 2.0)
+print(f"largest difference to the package's own rule: {(ours.v - package.v).abs().max():.3f}")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **Others are as short.** `cfgdistill.rules` has one function for each; all are written in $v$, where the difference of two
@@ -112,8 +116,48 @@ print("the rule from scratch is the package's own, to rounding")
 # | [CFG-Zero*](https://arxiv.org/abs/2503.18886), `zero_star` | classifier-free, against the nearest multiple of $v_\varnothing$ | 2 |
 # | [rescaled](https://arxiv.org/abs/2305.08891) | classifier-free, brought back towards the spread of $v_c$ | 2 |
 # | [classifier guidance](https://arxiv.org/abs/2105.05233) | $v_c - w\,\frac{\sigma}{\alpha}\nabla_z \log p(c \mid z, t)$ | 4: a gradient counts as three |
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ### Exercise 1: guidance without its part along the picture *(fill in, 6 minutes)*
 #
-# **What do they do to a picture?** The same noise and the same labels, $w = 3$, 32 steps of the CIFAR-10 teacher:
+# More of $x_c$ itself makes a picture brighter and more colourful, and says nothing of the class. So APG guides sideways only. **Take the part along `x_cond` off the difference of the two answers**, and add $w$ times the rest to `v_cond`.
+#
+# <details><summary>Hint</summary>
+#
+# The part of $d$ along $x$ is $\frac{\langle d, x \rangle}{\langle x, x \rangle}\, x$. There are many examples in the batch, and each has inner products of its own: `(d * x).sum((1, 2, 3), keepdim=True)`.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "sideways", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def sideways(v_cond, v_null, x_cond, w):
+    """The v of the guided step; v_cond, v_null, x_cond [b, c, H, W], w [b, 1, 1, 1]."""
+    ### BEGIN SOLUTION
+    d = v_cond - v_null
+    length2 = (x_cond * x_cond).sum((1, 2, 3), keepdim=True)
+    along = (d * x_cond).sum((1, 2, 3), keepdim=True) / length2 * x_cond
+    return v_cond + w * (d - along)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "sideways-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.sideways(sideways))
+### BEGIN HIDDEN TESTS
+assert checks.sideways(sideways).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* one inner product for the whole batch, so that a picture depends on its neighbours; dividing by the length instead of its square; projecting on `v_cond`.
+#
+# *To discuss:* $d$ is a difference of $v$, and the paper takes that of $x$. Why is the result the same?
+#
+# </details>
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# **What do the six do to a picture?** The same noise and the same labels, $w = 3$, 32 steps of the CIFAR-10 teacher:
 
 
 # %% slideshow={"slide_type": "slide"}
@@ -136,11 +180,8 @@ pictures = {"no guidance": cd.sample(photographs, labels10, 0.0, steps=steps, se
 for name, rule in plain.items():
     guided = cd.GuidedDenoiser(photographs, null, rule)
     pictures[name] = cd.sample(guided, labels10, 3.0, steps=steps, seed=seed)
-fig, axes = plotting.figure(len(pictures), 1, width=10, height=1.25 * len(pictures))
-for axis, (name, drawn) in zip(axes, pictures.items(), strict=True):
-    plotting.draw_images(axis, drawn, len(drawn), name)
 plotting.show(
-    fig,
+    plotting.image_rows(pictures),
     alt="Six rows of ten CIFAR-10 pictures from the same noise, airplane to truck: without guidance, then five rules at w = 3.",
 )
 
@@ -157,7 +198,16 @@ for name, drawn in pictures.items():
 # Classifier-free guidance makes the bird a bird and the frog a frog, triples the share of colours at the ends and widens their spread by a third. APG and the rescaled rule keep the spread where
 # it was, and their classes are as plain. The interval (written by hand here, it asks twice everywhere; `rules.interval` asks once outside) leaves the first steps alone, so that its pictures are
 # composed like the unguided ones: look at the airplane.
-#
+
+# %% slideshow={"slide_type": "fragment"}
+# NBVAL_CHECK_OUTPUT
+guided = cd.GuidedDenoiser(network, null, cd.rules.interval)
+for place, at in (("inside", 0.5), ("outside", 0.95)):
+    guided.nfe = 0
+    guided(z, at, labels, (2.0, 0.3, 5.0))
+    print(f"{place} of the interval, at t = {at:g}: evaluations {guided.nfe}")
+
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 2. One student for each, by the same stage one
 #
 # For autoguidance we need a worse network: a smaller one, on the same data and with the same conditions, after few updates. For classifier guidance, a
@@ -290,6 +340,51 @@ print(
 print("and of its teachers:", [row["nfe"] // row["steps"] for row in rows[::3]])
 
 # %% [markdown] slideshow={"slide_type": "slide"}
+# ### Exercise 2: the best number of the table *(read a table, 4 minutes)*
+#
+# At the `laptop` profile the smallest Fréchet distance of all is that of the student of classifier guidance: 3.27. Its teacher has 22. **Why is the student so much nearer to the data?** Read both tables.
+#
+# (a) A student answers with averages, and so it cannot be fooled as its teacher is. It is the better model of the rule.\
+# (b) It spends its 32 evaluations on 32 steps, its teacher only on 8.\
+# (c) It hardly guides.\
+# (d) A Fréchet distance does not read labels, and the student's digits are wrong ones.
+#
+# <details><summary>Hint</summary>
+#
+# What was it asked for, and what did it deliver?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "best_of_the_table", "locked": false, "schema_version": 3, "solution": true, "task": false}
+best_of_the_table = None
+### BEGIN SOLUTION
+best_of_the_table = "c"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "best_of_the_table-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.best_of_the_table(best_of_the_table))
+### BEGIN HIDDEN TESTS
+assert checks.best_of_the_table(best_of_the_table).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
+# <details><summary>Why</summary>
+#
+# Of the 2 that it was asked for it delivers 0.3, and the rule at $w = 0.3$ is nearly the model without guidance, whose distance is small: distances fall when guidance falls. Its labels are right, see the last column.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* (a), which is what one would like to publish; (b), by counting a teacher's evaluations the wrong way: it has its 32 steps, at four each.
+#
+# *To discuss:* what would a fair table show beside each distance?
+#
+# </details>
+
+# %% [markdown] slideshow={"slide_type": "slide"}
 # - With half the evaluations of its teacher each of the first five students is at most 1% further from the data than its teacher, and nearer than its teacher with as many. (400 samples: differences of a few per cent mean nothing.)
 # - Interval and rescaled rule have a better distance and more recall than plain guidance; autoguidance has much more recall (0.73 against 0.40), at a lower precision. That is what it was made for: the weak network errs in the
 #   same places, so moving away from it costs no diversity. Its student is the only one that is behind its teacher at equal evaluations.
@@ -335,12 +430,52 @@ try:
 except ValueError as error:
     print(error)
 
+# %% [markdown] slideshow={"slide_type": "fragment"}
+# Of the five things on which a step of CFG++ depends, $z$, $t$, $c$, $\lambda$ and $s$, the last is the one that it is not told. But one can calculate.
+
 # %% [markdown] slideshow={"slide_type": "slide"}
-# But one can calculate. Its step from $t$ to $s$ is the step of ordinary guidance with a weight of its own,
+# ### Exercise 3: which weight is it? *(derive, 8 minutes)*
+#
+# With $\Delta = x_c - x_\varnothing$, CFG++ steps to $z_s = \alpha_s\,(x_\varnothing + \lambda \Delta) + \sigma_s\, \varepsilon_\varnothing$. Ordinary guidance with a weight $w$ takes *both* parts from the guided prediction. **For which $w$ do the two land on the same $z_s$?**
+#
+# <details><summary>Hint</summary>
+#
+# With ordinary guidance $x$ moves by $(1 + w)\,\Delta$. By how much does $\varepsilon$ move then? Both predictions fit the same $z_t = \alpha_t x + \sigma_t \varepsilon$, so $\alpha_t\,\Delta x + \sigma_t\,\Delta\varepsilon = 0$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "plus_plus_weight", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def plus_plus_weight(strength, alpha_t, sigma_t, alpha_s, sigma_s):
+    """The w of ordinary guidance; strength is lambda."""
+    ### BEGIN SOLUTION
+    # lambda alpha_s = (1 + w) (alpha_s - sigma_s alpha_t / sigma_t)
+    return strength * alpha_s * sigma_t / (alpha_s * sigma_t - sigma_s * alpha_t) - 1
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "plus_plus_weight-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.plus_plus_weight(plus_plus_weight))
+### BEGIN HIDDEN TESTS
+assert checks.plus_plus_weight(plus_plus_weight).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* the scale $1 + w$; $\lambda - 1$, which forgets that guidance moves the noise as well; the wrong sign of $\Delta\varepsilon$.
+#
+# *To discuss:* what happens to $w$ when $s$ comes close to $t$? What would a student have to know to learn this?
+#
+# </details>
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# **So the step of CFG++ from $t$ to $s$ is a step of ordinary guidance** with a weight of its own,
 #
 # $$ 1 + w(t, s) = \lambda\, \frac{\sin \phi_t \cos \phi_s}{\sin(\phi_t - \phi_s)}, $$
 #
-# where $\phi$ is the angle of the schedule, $\tan \phi = \sigma / \alpha$. **What does that look like?** For $\lambda = 0.6$ and more and more steps:
+# where $\phi$ is the angle of the schedule, $\tan \phi = \sigma / \alpha$ (a sine of a difference is what stands below the line above). **What does that look like?** For $\lambda = 0.6$ and more and more steps:
 
 # %% slideshow={"slide_type": "fragment"}
 fig, axis = plotting.figure(width=6.5, height=3.2)
@@ -362,8 +497,19 @@ plotting.show(
 )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# An arch: CFG++ is a guidance interval in disguise, with a weight *below* 0 in the first step and the last. And with ever more steps it grows without end, so
-# there is no limit to distil. With the steps fixed there is: **stage two** knows where a step ends. Eight steps of CFG++ become four:
+# An arch: CFG++ is a guidance interval in disguise, with a weight *below* 0 in the first step and the last. And with ever more steps it grows without end:
+
+# %% slideshow={"slide_type": "fragment"}
+# NBVAL_CHECK_OUTPUT
+for N in (4, 16, 64, 256):
+    times = torch.tensor([1, 0.5, 1 / N], dtype=torch.float64)
+    first, half, last = cd.rules.plus_plus_w(0.6, times, times - 1 / N, network.schedule).tolist()
+    print(
+        f"{N:3d} steps: w = {first:.1f} in the first, {half:5.2f} half-way, {last:.1f} in the last"
+    )
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# So there is no limit to distil. With the steps fixed there is: **stage two** knows where a step ends. Eight steps of CFG++ become four:
 
 # %% slideshow={"slide_type": "fragment"}
 plus_plus = cd.GuidedDenoiser(network, null, partial(cd.rules.plus_plus, steps=8))
@@ -388,11 +534,8 @@ drawn = {
         teachers["classifier-free"], data.shape, digits20, steps=8, w=0.0, seed=seed
     ),
 }
-fig, axes = plotting.figure(3, 1, width=9.5, height=2.5)
-for axis, (name, line) in zip(axes, drawn.items(), strict=True):
-    plotting.draw_images(axis, line, 20, name)
 plotting.show(
-    fig,
+    plotting.image_rows(drawn, columns=20),
     alt="Twenty digits, 0 to 9 twice, by CFG++ with 8 steps, by its student with 4, and without guidance, from the same noise.",
 )
 first, second, third = drawn.values()
@@ -415,26 +558,98 @@ shapes = {
     "4 early, then 0": lambda t: 4.0 * (t > 0.6),
     "0 early, then 4": lambda t: 4.0 * (t <= 0.6),
 }
-fig, axes = plotting.figure(len(shapes), 1, width=10, height=1.25 * len(shapes))
-lines = {}
-for axis, (name, w) in zip(axes, shapes.items(), strict=True):
-    lines[name] = cd.sample(four, labels10, w, seed=seed)
-    plotting.draw_images(axis, lines[name], len(lines[name]), name)
+lines = {name: cd.sample(four, labels10, w, seed=seed) for name, w in shapes.items()}
 plotting.show(
-    fig,
+    plotting.image_rows(lines),
     alt="Ten CIFAR-10 pictures by the student of four steps with w = 0, w = 4, 4 in the first two steps only, and 4 in the last two only.",
 )
 for name in ("4 early, then 0", "0 early, then 4"):
     away = [(lines[name] - lines[end]).square().mean().sqrt().item() for end in ("w = 0", "w = 4")]
     print(f"{name}: rms {away[0]:.3f} to the pictures of w = 0, {away[1]:.3f} to those of w = 4")
 
+# %% slideshow={"slide_type": "fragment"}
+# NBVAL_CHECK_OUTPUT
+four.nfe = 0
+cd.sample(four, ["horse"], lambda t: 4.0 * (t > 0.6), seed=seed)
+print("evaluations of the student in its four steps:", four.nfe)
+
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # The first two steps decide nearly everything. Guided early, the pictures are those of $w = 4$, a little softer; guided late, those of $w = 0$ with stronger colours.
 #
+# **Set the weight of each step yourself.** Which of the four can be 0 without a loss? Does the last one do anything?
+
+
+# %% slideshow={"slide_type": "slide"}
+def step_by_step(first, second, third, fourth, label):
+    def w(t):
+        """t [b], all of them 4/4, 3/4, 2/4 or 1/4."""
+        return t.new_tensor([fourth, third, second, first])[(4 * t).round().long() - 1]
+
+    rows = {
+        "no guidance": 0.0,
+        "as you set it": w,
+        "w = 4 in all steps": 4.0,
+    }
+    drawn = {name: cd.sample(four, [label] * 8, w, seed=seed) for name, w in rows.items()}
+    return plotting.image_rows(drawn, columns=8)
+
+
+step, names = (0.0, 4.0, 0.5), ["horse", "ship", "cat", "frog", "airplane", "truck"]
+widgets.explore(
+    step_by_step,
+    "Eight horses by the student of four steps without guidance, with w = 4 in the first step alone, and with w = 4 in all steps. The second "
+    "row resembles the third.",
+    first=(4.0, *step),
+    second=(0.0, *step),
+    third=(0.0, *step),
+    fourth=(0.0, *step),
+    label=names,
+)
+
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## 6. Negative prompts
 #
 # What people ask of distilled models more than anything else: *not this*. A guided teacher puts the unwanted condition in the place of the null, $(1 + w)\,v_c - w\,v_n$.
-# A student has no such place. But at $w = 0$ a perfect student *is* the conditional model, whatever the condition; so two evaluations of it give exactly
+# A student $S(c, w)$ has no such place.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ### Exercise 4: not this *(fill in, 5 minutes)*
+#
+# **Guide a student away from a condition**, with two evaluations and without any training.
+#
+# <details><summary>Hint</summary>
+#
+# What is $S(c, 0)$, if the student is perfect? And $S(n, 0)$?
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "not_this", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def not_this(student, cond, negative, w):
+    """(1 + w) v_c - w v_n; student(cond, w) gives a v."""
+    ### BEGIN SOLUTION
+    return (1 + w) * student(cond, 0.0) - w * student(negative, 0.0)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "not_this-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.not_this(not_this))
+### BEGIN HIDDEN TESTS
+assert checks.not_this(not_this).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* asking the student for `w` as well, which guides twice; leaving the student out of one half.
+#
+# *To discuss:* the students of FLUX and LCM were never trained at $w = 0$. Which two of their answers give $v_c$?
+#
+# </details>
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# At $w = 0$ a perfect student *is* the conditional model, whatever the condition; so two evaluations of it give exactly
 # that, $(1 + w)\,S(c, 0) - w\,S(n, 0)$. (`cd.sample(..., negative=...)` does.)
 
 # %% slideshow={"slide_type": "fragment"}
@@ -450,11 +665,8 @@ lines = {
     "stage one, not an automobile": cd.sample(stage_one, wanted, negative=unwanted, **how),
     "4 steps, not an automobile": cd.sample(four, wanted, 2.0, seed=seed, negative=unwanted),
 }
-fig, axes = plotting.figure(len(lines), 1, width=6, height=1.5 * len(lines))
-for axis, (name, drawn) in zip(axes, lines.items(), strict=True):
-    plotting.draw_images(axis, drawn, len(drawn), name)
 plotting.show(
-    fig,
+    plotting.image_rows(lines, columns=8),
     alt="A horse, a ship, a truck, a frog and a cat by the teacher, and again with automobile as the negative, by the teacher, by stage one and by the student of four steps.",
 )
 truth = lines["teacher, not an automobile"]
@@ -476,20 +688,66 @@ except ValueError as error:
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **Why "true CFG on top" looks burnt.** Some put classifier-free guidance around a student that is *already* asked for a weight, $(1 + u)\,S(c, w) - u\,S(\varnothing, w)$.
-# At the null both halves of $S$ are the same, so $S(\varnothing, w) = v_\varnothing$, and the two weights do not add up. They multiply: what comes out is guidance with
+# At the null both halves of $S$ are the same, so $S(\varnothing, w) = v_\varnothing$.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ### Exercise 5: how much may be put on top? *(predict before the figure, 4 minutes)*
+#
+# A student is asked for $w = 2$, and you want pictures of $w = 5$. **With which weight $u$ is it to be guided once more?**
+#
+# <details><summary>Hint</summary>
+#
+# Put $S(c, w) = (1 + w)\,v_c - w\,v_\varnothing$ and $S(\varnothing, w) = v_\varnothing$ in, and look at what stands before $v_c$.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "weight_on_top", "locked": false, "schema_version": 3, "solution": true, "task": false}
+weight_on_top = None
+### BEGIN SOLUTION
+weight_on_top = 1
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "weight_on_top-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.weight_on_top(weight_on_top))
+### BEGIN HIDDEN TESTS
+assert checks.weight_on_top(weight_on_top).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $(1 + u)(1 + 2) = 1 + 5$. Before $v_c$ stands $(1 + u)(1 + w)$, so it is the scales that multiply.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 3, as if weights added up; 2, the scale; 5, as if the student gave none.
+#
+# *To discuss:* is there a $u$ that takes guidance *away* from a student?
+#
+# </details>
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# **The two weights do not add up.** They multiply: what comes out is guidance with
 #
 # $$ (1 + u)(1 + w) - 1. $$
 #
 # Two innocent weights of 2 make an 8:
 
 # %% slideshow={"slide_type": "fragment"}
+# NBVAL_CHECK_OUTPUT
 teacher = teachers["classifier-free"]
 twice = cd.guide(
     teacher(z, t, labels, 2.0).v, teacher(z, t, torch.full_like(labels, null), 2.0).v, 2.0
 )
-torch.testing.assert_close(twice, teacher(z, t, labels, 8.0).v, atol=1e-3, rtol=1e-3)
+off = (twice - teacher(z, t, labels, 8.0).v).abs().max().item()
+print(f"guidance of 2 around guidance of 2 is guidance of 8: off by less than 0.001: {off < 1e-3}")
 
 
+# %% slideshow={"slide_type": "fragment"}
 def on_top(at, w):
     """Guidance around a student that gives w = 2 already."""
     cond, uncond = (stage_one(at.z, at.t.flatten(), c, 2.0).v for c in (at.cond, at.null))
@@ -503,18 +761,15 @@ lines = {
     ),
     "the teacher at w = 8": cd.sample(photographs, labels10, 8.0, seed=seed, steps=steps),
 }
-fig, axes = plotting.figure(3, 1, width=10, height=3.75)
-for axis, (name, drawn) in zip(axes, lines.items(), strict=True):
-    plotting.draw_images(axis, drawn, len(drawn), name)
 plotting.show(
-    fig,
+    plotting.image_rows(lines),
     alt="Ten CIFAR-10 pictures by stage one at w = 2, by guidance of 2 around it, and by the teacher at w = 8.",
 )
 
 # %% [markdown]
 # Black, glaring, and like nothing that was asked for: not a fault of the student, but arithmetic. [Notebook 14](14_bug_museum.ipynb) has it among its exhibits.
 #
-# ## Questions
+# ## Further questions
 #
 # 1. Write a rule that guides with $w$ where $t > 0.5$ and with $w/2$ below. Which of section 2's students needs no training to follow it?
 # 2. `rules.rescaled(phi=1)` gives every example the spread of $v_c$. Distil it. Why can its student not be read off two of its answers, as one of

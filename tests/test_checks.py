@@ -75,6 +75,10 @@ def angle_of(a, b):
     return torch.arccos(a @ b / (a.norm() * b.norm()))
 
 
+def along(d, x):
+    return (d * x).sum((1, 2, 3), True) / x.square().sum((1, 2, 3), True) * x
+
+
 def explosions(at_noise, at_data, one_step):
     return {"t = 1": at_noise, "t = 0": at_data, "one step": one_step}
 
@@ -436,6 +440,78 @@ ANSWERS = {
                 alpha * x + sigma * eps + mask * (z_s - x)
             ),
             "nothing is put back": lambda z_s, x, eps, mask, alpha, sigma: z_s,
+        },
+    ),
+    # 12
+    "sideways": (
+        lambda v, v_0, x, w: torch.stack(
+            [
+                one + a * (d - (d.flatten() @ y.flatten()) / (y.norm() ** 2) * y)
+                for one, d, y, a in zip(v, v - v_0, x, w, strict=True)
+            ]
+        ),
+        {
+            "nothing has been taken off": lambda v, v_0, x, w: (1 + w) * v - w * v_0,
+            "one long example": lambda v, v_0, x, w: (
+                v + w * (v - v_0 - ((v - v_0) * x).sum() / x.square().sum() * x)
+            ),
+            "projected on v_cond": lambda v, v_0, x, w: v + w * (v - v_0 - along(v - v_0, v)),
+            "It is what should go": lambda v, v_0, x, w: v + w * along(v - v_0, x),
+            "the square of the length": lambda v, v_0, x, w: (
+                v + w * (v - v_0 - along(v - v_0, x) * x.square().sum((1, 2, 3), True).sqrt())
+            ),
+            "not to v_null": lambda v, v_0, x, w: v_0 + w * (v - v_0 - along(v - v_0, x)),
+        },
+    ),
+    "best_of_the_table": ("(C)", {"other table first": "a", "128": "b", "last column does": "d"}),
+    "plus_plus_weight": (
+        lambda w, a_t, s_t, a_s, s_s: (
+            w * s_t * a_s / torch.sin(torch.atan2(s_t, a_t) - torch.atan2(s_s, a_s)) - 1
+        ),
+        {
+            "this is the scale": lambda w, a_t, s_t, a_s, s_s: (
+                w * a_s * s_t / (a_s * s_t - s_s * a_t)
+            ),
+            "moves the noise as well": lambda w, a_t, s_t, a_s, s_s: w - 1,
+            "the sign of the noise": lambda w, a_t, s_t, a_s, s_s: (
+                w * a_s * s_t / (a_s * s_t + s_s * a_t) - 1
+            ),
+            "changed places": lambda w, a_t, s_t, a_s, s_s: (
+                w * a_t * s_s / (a_t * s_s - a_s * s_t) - 1
+            ),
+            "alpha_t / sigma_t times": lambda w, a_t, s_t, a_s, s_s: w * a_s / (a_s - s_s) - 1,
+        },
+    ),
+    "not_this": (
+        lambda student, cond, negative, w: torch.lerp(
+            student(negative, 0), student(cond, 0), 1.0 + w
+        ),
+        {
+            "the weights multiply": lambda student, cond, negative, w: (
+                (1 + w) * student(cond, w) - w * student(negative, w)
+            ),
+            "away from nothing": lambda student, cond, negative, w: student(cond, w),
+            "towards the negative": lambda student, cond, negative, w: (
+                (1 + w) * student(negative, 0) - w * student(cond, 0)
+            ),
+            "Look at the sign": lambda student, cond, negative, w: (
+                (1 + w) * student(cond, 0) + w * student(negative, 0)
+            ),
+            "guided with w - 1": lambda student, cond, negative, w: (
+                student(negative, 0) + w * (student(cond, 0) - student(negative, 0))
+            ),
+            "one of the two": lambda student, cond, negative, w: (
+                (1 + w) * student(cond, w) - w * student(negative, 0)
+            ),
+        },
+    ),
+    "weight_on_top": (
+        torch.tensor(6 / 3 - 1),
+        {
+            "do not add up": 3,
+            "that is the scale": 2,
+            "they are multiplied": 5,
+            "not the weights that multiply": 5 / 2,
         },
     ),
     # 14

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cfgdistill.core.rules import plus_plus_w
 from cfgdistill.core.schedules import CosineSchedule, DiscreteSchedule
 from cfgdistill.data.toy import pinwheel
 
@@ -782,6 +783,128 @@ def put_back(answer) -> str:
     right = mask * z_s + (1 - mask) * noised
     praise = "The model sees the truth around the hole, at the right noise level."
     return _judge(answer(z_s, x, eps, mask, phi.cos(), phi.sin()), right, praise, mistakes)
+
+
+# ---- 12, guidance rules ---------------------------------------------------------------------
+
+
+def sideways(answer) -> str:
+    """answer(v_cond, v_null, x_cond, w): guidance without the part of the difference along x."""
+    v_cond, v_null, x_cond = _random(3, 2, 3, 4, 4)
+    w = torch.tensor([2.0, 0.5], dtype=torch.float64).reshape(2, 1, 1, 1)
+    d, one = v_cond - v_null, (1, 2, 3)
+
+    def along(x, dims):
+        return (d * x).sum(dims, keepdim=True) / (x * x).sum(dims, keepdim=True) * x
+
+    length = (x_cond * x_cond).sum(one, keepdim=True).sqrt()
+    mistakes = {
+        "nothing has been taken off: this is classifier-free guidance.": v_cond + w * d,
+        "the batch was taken for one long example. Each has inner products of its own.": (
+            v_cond + w * (d - along(x_cond, (0, 1, 2, 3)))
+        ),
+        "this is projected on v_cond. It is x_cond that makes colours stronger.": (
+            v_cond + w * (d - along(v_cond, one))
+        ),
+        "this is the part along x_cond, alone. It is what should go.": (
+            v_cond + w * along(x_cond, one)
+        ),
+        "divide by the square of the length of x_cond.": (
+            v_cond + w * (d - length * along(x_cond, one))
+        ),
+        "the rest is to be added to v_cond, not to v_null.": (
+            v_null + w * (d - along(x_cond, one))
+        ),
+    }
+    praise = "What is left is at right angles to the picture, for each example."
+    right = v_cond + w * (d - along(x_cond, one))
+    return _judge(answer(v_cond, v_null, x_cond, w), right, praise, mistakes)
+
+
+def best_of_the_table(answer) -> str:
+    """Why the student of classifier guidance has the smallest distance, by a letter."""
+    others = {
+        "a": "look at the other table first. Is it a model of that rule at all?",
+        "b": "its teacher takes 32 steps too, at four evaluations each: 128.",
+        "d": "a distance does not read labels, but the last column does.",
+    }
+    praise = "It delivers 0.3 of the 2 that it was asked for. Less guidance, less distance."
+    return _choose(answer, praise, "c", others)
+
+
+def plus_plus_weight(answer) -> str:
+    """answer(strength, alpha_t, sigma_t, alpha_s, sigma_s): the w that steps as CFG++ does."""
+    schedule, strength = CosineSchedule(), 0.6
+    for t, s in ((0.75, 0.25), (1.0, 0.75), (0.25, 0.0)):
+        times = torch.tensor([t, s], dtype=torch.float64)
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = schedule.alpha_sigma(times)
+        right = plus_plus_w(strength, times[:1], times[1:], schedule)[0]
+        mistakes = {
+            "this is the scale, 1 + w. The weight is one less.": right + 1,
+            "x is right with this one, but ordinary guidance moves the noise as well.": (
+                strength - 1
+            ),
+            "the sign of the noise. Where x grows, eps falls, for z_t stays what it is.": (
+                strength * alpha_s * sigma_t / (alpha_s * sigma_t + sigma_s * alpha_t) - 1
+            ),
+            "t and s have changed places.": (
+                strength * alpha_t * sigma_s / (alpha_t * sigma_s - sigma_t * alpha_s) - 1
+            ),
+            "eps does not fall by as much as x grows, but alpha_t / sigma_t times as much.": (
+                strength * alpha_s / (alpha_s - sigma_s) - 1
+            ),
+        }
+        praise = "It depends on where the step ends, which a student of stage one is not told."
+        found = answer(strength, alpha_t, sigma_t, alpha_s, sigma_s)
+        where = f" (From t = {t:g} to s = {s:g}.)"
+        said = _judge(found, right, praise, mistakes, where=where)
+        if not said.startswith("Right"):
+            break
+    return said
+
+
+def not_this(answer) -> str:
+    """answer(student, cond, negative, w): the student guided away from a negative condition."""
+    v_cond, v_negative, v_null = _random(3, 20)
+    v = {"cond": v_cond, "negative": v_negative}
+    w = 3.0
+
+    def student(cond, w):
+        return (1 + w) * v[cond] - w * v_null
+
+    guided = student("cond", w)
+    mistakes = {
+        "the student gives w already, and it is given once more: the weights multiply.": (
+            (1 + w) * guided - w * student("negative", w)
+        ),
+        "this is guided away from nothing. Where is the negative?": guided,
+        "it is guided towards the negative. They have changed places.": (
+            (1 + w) * v_negative - w * v_cond
+        ),
+        "the weights of the two have to add up to 1. Look at the sign.": (
+            (1 + w) * v_cond + w * v_negative
+        ),
+        "this is guided with w - 1. The condition is weighted with 1 + w.": (
+            w * v_cond + (1 - w) * v_negative
+        ),
+        "one of the two has been asked for w. At 0 alone it is the conditional model.": (
+            (1 + w) * guided - w * v_negative
+        ),
+    }
+    praise = "At w = 0 it is the conditional model, whatever the condition."
+    right = v_cond + w * (v_cond - v_negative)
+    return _judge(answer(student, "cond", "negative", w), right, praise, mistakes)
+
+
+def weight_on_top(answer) -> str:
+    """The weight around a student that gives w = 2, for w = 5 in all."""
+    mistakes = {
+        "weights do not add up. What stands before v_c?": 3.0,
+        "that is the scale, 1 + u. The weight is one less.": 2.0,
+        "the student gives 2 already, and they are multiplied.": 5.0,
+        "it is not the weights that multiply. They are 1 + u and 1 + w.": 2.5,
+    }
+    return _judge(answer, 1.0, "(1 + 1) (1 + 2) - 1 is 5.", mistakes)
 
 
 # ---- 14, the bug museum ---------------------------------------------------------------------
