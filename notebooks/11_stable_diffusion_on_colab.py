@@ -37,6 +37,9 @@
 # Read the last column as it is meant. What is shown below, unless you run it at `colab`, is that the machinery works from end to end: the tiny pipeline has all
 # the parts of Stable Diffusion, a thousandth of its size, and has never been trained. **Its pictures are noise**, and no number below says how good a student of the
 # real one would be. We had no GPU to find out; half precision, memory and minutes at `colab` are computed, not measured.
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=11`. They take 22 minutes, and none of them needs a GPU.
 
 # %%
 import importlib.util
@@ -61,7 +64,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from peft import LoraConfig
 
 import cfgdistill as cd
-from cfgdistill.course import stages
+from cfgdistill.course import checks, stages
 from cfgdistill.export.lora import export_lora
 from cfgdistill.export.stock import export
 from cfgdistill.judge import plotting
@@ -150,8 +153,50 @@ print(f"10 steps at guidance_scale 7.5: {guided.nfe} evaluations, and the same l
 # mean says "medium grey". And $x = (z - \sigma\epsilon) / \alpha$: an error of the network in $\epsilon$ is multiplied by $\sigma/\alpha$, which diverges at $\alpha = 0$.
 #
 # One can live with both: LCM and most distilled models of 1.x keep the schedule and $\epsilon$, and $\sigma/\alpha = 14.6$ at the end. We mend them.
-# The remedy for the first ([Lin et al. 2024](https://arxiv.org/abs/2305.08891)): shift $\alpha$ until it ends at 0, and scale it such that it begins as before. Then we read it off at 1024 times, not 1000:
-# stock diffusers counts in whole entries of the table, and 1000 is not divisible by 16.
+# The remedy for the first ([Lin et al. 2024](https://arxiv.org/abs/2305.08891)): shift $\alpha$ until it ends at 0, and scale it such that it begins as before.
+
+# %% [markdown]
+# ### Exercise 1: whose times are in the table? *(predict, 3 minutes)*
+#
+# Stock diffusers asks at whole entries of its table, entry 1000 at $t = 1$. **Of students of 32, 16, 8, 4, 2 and 1 steps, whose times $i/N$ are all whole entries of a table of 1000?** A set.
+#
+# <details><summary>Hint</summary>
+#
+# $1000 = 2^3 \cdot 5^3$.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "whole_entries", "locked": false, "schema_version": 3, "solution": true, "task": false}
+whole_entries = None
+### BEGIN SOLUTION
+whole_entries = {8, 4, 2, 1}
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "whole_entries-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.whole_entries(whole_entries))
+### BEGIN HIDDEN TESTS
+assert checks.whole_entries(whole_entries).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $1000 / 8 = 125$, and $1000 / 16 = 62.5$ is no whole number.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* all six, as 1000 looks round; without 8.
+#
+# *To discuss:* what would a pipeline do with entry 937.5? It rounds, without a word, and the student is asked at a time that it does not know.
+#
+# </details>
+
+# %% [markdown]
+# So we read the table off at 1024 times, not 1000.
 
 
 # %%
@@ -206,7 +251,47 @@ plotting.show(
 # **How does a network that predicts $\epsilon$ become one that predicts $v$ on another schedule?** One could train it again, on images, and the images would
 # decide what it draws from then on. But stage one teaches a new network anyway, so let that one predict $v$. Its target needs no second look at data: both schedules preserve
 # variance, so where signal and noise are in equal proportion, $z$ is the same and so is what the base believes about $x$. We ask the frozen base, guided, at *its* time $t'$ of
-# that proportion, and write the answer as $v = (\alpha z - x)/\sigma$ with the $\alpha$ and $\sigma$ of *our* time.
+# that proportion, and say in $v$ what it believes, at *our* time.
+
+# %% [markdown]
+# ### Exercise 2: from its eps to our v *(fill in, 6 minutes)*
+#
+# The base was asked about $z$ at its time $t'$, with its own $\alpha'$ and $\sigma'$, and predicted $\varepsilon$. **Write what it believes about $x$ as a $v$ of our time**, with our $\alpha$ and $\sigma$. (They may differ a little from its own: above the last time of the base there is no other choice.)
+#
+# <details><summary>Hint</summary>
+#
+# First $x$, in the base's own numbers: $z = \alpha' x + \sigma' \varepsilon$. Then $v$ in ours: $x = \alpha z - \sigma v$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "v_of_the_base", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def v_of_the_base(eps, z, own_alpha, own_sigma, alpha, sigma):
+    """Our v [b, *d] of what the base says about z; the other four are numbers."""
+    ### BEGIN SOLUTION
+    x = (z - own_sigma * eps) / own_alpha
+    return (alpha * z - x) / sigma
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "v_of_the_base-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.v_of_the_base(v_of_the_base))
+### BEGIN HIDDEN TESTS
+assert checks.v_of_the_base(v_of_the_base).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $\alpha\varepsilon - \sigma x$, which is right only where both times are equally noisy; our $\alpha$ in the first line, which is a division by 0 at $t = 1$.
+#
+# *To discuss:* which of base and student is more sensitive to an error of $\varepsilon$ at the end?
+#
+# </details>
+
+# %% [markdown]
+# So the answer is $v = (\alpha z - x)/\sigma$, with the $x$ of the base and the $\alpha$ and $\sigma$ of our time.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -236,8 +321,48 @@ print(f"Above t = {last_of_base:.3f} our z is noisier than anything that the bas
 #
 # ## What fits on a T4
 #
-# The U-Net of Stable Diffusion 1.5 can be built without its weights, to count. **What does stage one need, beside activations?** The student with its gradients
-# and Adam's two moments, and the frozen teacher. With low-rank changes the student stands on the teacher's own weights.
+# **What does stage one need, beside activations?** The student with its gradients,
+# Adam's two moments and a running average, and the frozen teacher. With low-rank changes the student stands on the teacher's own weights.
+
+# %% [markdown]
+# ### Exercise 3: what a training weighs *(fill in, 5 minutes)*
+#
+# **How many GiB** do `frozen` numbers in half precision and `trained` numbers in single precision take, with all that belongs to the training of the latter? (One GiB is $2^{30}$ bytes.)
+#
+# <details><summary>Hint</summary>
+#
+# A trained number has a gradient, two moments of Adam, and a running average beside it, all in single precision.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "gib_of_training", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def gib_of_training(frozen, trained):
+    """GiB, without activations."""
+    ### BEGIN SOLUTION
+    weight, gradient, adam, average = 4, 4, 2 * 4, 4
+    return (2 * frozen + (weight + gradient + adam + average) * trained) / 2**30
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "gib_of_training-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.gib_of_training(gib_of_training))
+### BEGIN HIDDEN TESTS
+assert checks.gib_of_training(gib_of_training).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* one moment instead of two; no running average; gigabytes of $10^9$.
+#
+# *To discuss:* what would be left out first?
+#
+# </details>
+
+# %% [markdown]
+# The U-Net of Stable Diffusion 1.5 can be built without its weights, to count:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -247,31 +372,64 @@ with torch.device("meta"):  # shapes alone, no memory
     unet.add_adapter(LoraConfig(r=64, target_modules=LORA_LAYERS))
 changes = sum(p.numel() for p in unet.parameters() if p.requires_grad)
 print(f"{every:,} weights; {changes:,} numbers in changes of rank 64, {changes / every:.1%}")
-print("GiB                            frozen  trained  gradients  Adam  teacher   sum")
-for name, parts in {
-    "all weights, float32": (0, 4 * every, 4 * every, 8 * every, 4 * every),
-    "all weights, Adam in 8 bits": (0, 4 * every, 4 * every, 2 * every, 4 * every),
-    "changes, base in fp16": (
-        2 * every,
-        *(k * changes for k in (4, 4, 8)),
-        0,
-    ),
-    "changes, Adam in 8 bits": (
-        2 * every,
-        *(k * changes for k in (4, 4, 2)),
-        0,
-    ),
-}.items():
-    gib = [part / 2**30 for part in parts]
-    print(
-        f"{name:28s}  {gib[0]:6.2f} {gib[1]:8.2f} {gib[2]:10.2f} {gib[3]:5.2f} {gib[4]:8.2f} {sum(gib):5.1f}"
-    )
+rows = {  # bytes: of all weights where they are frozen; and of each that is trained
+    "all weights, float32": (4 * every, every, (4, 4, 8, 4)),
+    "all weights, Adam in 8 bits": (4 * every, every, (4, 4, 2, 4)),
+    "changes, base in fp16": (2 * every, changes, (4, 4, 8, 4)),
+    "changes, Adam in 8 bits": (2 * every, changes, (4, 4, 2, 4)),
+}
+print("GiB                            frozen  trained  gradients  Adam  average   sum")
+for name, (frozen, trained, each) in rows.items():
+    gib = [part / 2**30 for part in (frozen, *(k * trained for k in each))]
+    print(f"{name:28s} {gib[0]:8.2f} {gib[1]:8.2f} {gib[2]:10.2f} {gib[3]:5.2f} ", end="")
+    print(f"{gib[4]:8.2f} {sum(gib):5.1f}")
 
 # %% [markdown]
-# A T4 has 14.6 GiB. Training all weights does not fit; with 8-bit Adam it would, but for the activations. With low-rank changes three quarters of the
+# A T4 has 14.6 GiB. Training all weights does not fit; with 8-bit Adam it would, but for the activations. With low-rank changes four fifths of the
 # card are free for them. The rest of the diet: gradient checkpointing (activations are computed a second time instead of being kept), and the autoencoder and the text
 # encoder, whose answers are computed once and kept on disk, never meet the U-Net on the GPU. Only frozen weights are in half precision: what learns stays in float32.
+
+# %% [markdown]
+# ### Exercise 4: how long will it take? *(derive, 4 minutes)*
 #
+# At `colab` there are 7,300 updates of 4 images. One image through the U-Net is 0.8 TFLOP. The student's part of an update is a forward pass, the same once more (checkpointing), and a backward pass at twice the price of a forward one. **How many hours are that at 11.5 TFLOP a second**, with the teacher?
+#
+# <details><summary>Hint</summary>
+#
+# How many evaluations does guidance need? With them, an image is six passes.
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "hours_of_training", "locked": false, "schema_version": 3, "solution": true, "task": false}
+hours_of_training = None
+### BEGIN SOLUTION
+hours_of_training = 7300 * 4 * (4 + 2) * 0.8 / 11.5 / 3600
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "hours_of_training-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.hours_of_training(hours_of_training))
+### BEGIN HIDDEN TESTS
+assert checks.hours_of_training(hours_of_training).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $7300 \cdot 4 \cdot (4 + 2) \cdot 0.8 = 140{,}000$ TFLOP, which are 3.4 hours. It is arithmetic, not a measurement.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* one pass for the guided teacher; no batch.
+#
+# *To discuss:* 11.5 TFLOP a second is what a benchmark of *sampling* on a T4 comes to. Which way will a training be off?
+#
+# </details>
+
+# %% [markdown]
 # ## What the base is asked, and where
 #
 # The package writes captions as a person does: a subject, often a place and a light, a style; 4,000 of them, and 400 others, about subjects that those never name, to look
@@ -361,6 +519,46 @@ print(f"The base with a LoRA file in half precision: off by less than 1 %: {far 
 del student, stock
 
 # %% [markdown]
+# ### Exercise 5: a file for one w *(find the mistake, 4 minutes)*
+#
+# Somebody loads the LoRA file that was written for $w = 6.5$, and calls the pipeline as always, with `guidance_scale=7.5`. **With which $w$ do the pictures come out?** (Take the student for perfect, $S(\varnothing, w) = v_\varnothing$.)
+#
+# <details><summary>Hint</summary>
+#
+# The pipeline makes $v_\varnothing + 7.5\,(S(c, 6.5) - v_\varnothing)$ out of two evaluations. What stands before $v_c$?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "guided_again", "locked": false, "schema_version": 3, "solution": true, "task": false}
+guided_again = None
+### BEGIN SOLUTION
+guided_again = 7.5 * 7.5 - 1
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "guided_again-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.guided_again(guided_again))
+### BEGIN HIDDEN TESTS
+assert checks.guided_again(guided_again).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["solution"]
+# <details><summary>Why</summary>
+#
+# Scales multiply: $7.5 \cdot 7.5 - 1 = 55.25$, and twice the evaluations for it. The picture is burnt. `guidance_scale=1` is the call.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 13, the sum; 6.5, as if the pipeline did not know better than to guide a student.
+#
+# *To discuss:* how should a file say that it must not be guided? (Its card does. Who reads it?)
+#
+# </details>
+
+# %% [markdown]
 # **What do the prompts look like, beside the base's own 25 steps with 50 evaluations?** At `smoke` and `laptop`: like noise from random weights, all of them.
 
 # %%
@@ -395,7 +593,7 @@ for changes in ({"base": None}, {"prediction_type": "eps"}):
         print(error)
 
 # %% [markdown]
-# ## Exercises
+# ## Further questions
 #
 # 1. Which of the parts of a T4's diet could be left out? Compute the sum for `lora=8`, and for a teacher that does not share the student's frozen weights.
 # 2. Give it your own captions in a text file, and look at `data.decode(data.stored)`. Does a caption that is twice as long look twice as good?

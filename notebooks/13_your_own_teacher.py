@@ -34,7 +34,10 @@
 # | `smoke` | any CPU | seconds |
 # | `laptop` (the default) | one CPU core | about two minutes |
 #
-# The data are the digits, for every profile. Allow 25 minutes to read it.
+# The data are the digits, for every profile. Allow 25 minutes to read it, and 17 for the exercises.
+#
+# **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
+# after it; or make an edition with blanks, `make editions NAMES=13`.
 
 # %%
 import importlib.util
@@ -55,6 +58,7 @@ import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
 import cfgdistill as cd
+from cfgdistill.course import checks, widgets
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints
 from cfgdistill.training.randomness import seeded
@@ -93,15 +97,53 @@ print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {len(data)}
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **What does `DiT` add to the transformer?** Very little. `diffusers` counts 1024 time steps where we have $t$, and published DiTs say a variance
-# beside the mean, in a second half of the channels, which no sampler of ours needs. And they drop labels themselves while they are trained. A
-# student must not: it would match the teacher's answer to a label that it was not shown.
+# beside the mean, in a second half of the channels, which no sampler of ours needs.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ### Exercise 1: leave the variance out *(fill in, 3 minutes)*
+#
+# A DiT for images of 4 channels may say 8: the mean, and after it the variance. Another says 4. **Keep the mean**, of either of them.
+#
+# <details><summary>Hint</summary>
+#
+# What it says has the shape [b, 8, H, W] or [b, 4, H, W], and the mean comes first.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "mean_alone", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def mean_alone(said, channels):
+    """said: what a DiT says of images with so many channels; its mean [b, channels, H, W]."""
+    ### BEGIN SOLUTION
+    return said[:, :channels]
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "mean_alone-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.mean_alone(mean_alone))
+### BEGIN HIDDEN TESTS
+assert checks.mean_alone(mean_alone).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* `said[:channels]`, which cuts the batch; `said.chunk(2, 1)[0]`, which halves the mean of a network without a variance.
+#
+# *To discuss:* what did the authors of such a network need the variance for, and why does DDIM not?
+#
+# </details>
+
+# %% [markdown]
+# Ours says no variance. And published DiTs drop labels themselves while they are trained. A student must not: it would match the teacher's answer to a label that it
+# was not shown.
 
 
 # %% slideshow={"slide_type": "fragment"}
 # NBVAL_CHECK_OUTPUT
 def from_scratch(z, t, cond):
-    said = transformer(z, timestep=1024 * t - 1, class_labels=cond).sample
-    return said[:, : z.shape[1]]  # the mean, if there is a variance too
+    return transformer(z, timestep=1024 * t - 1, class_labels=cond).sample
 
 
 generator = torch.Generator().manual_seed(seed)
@@ -109,8 +151,8 @@ labels = torch.arange(10)
 z = torch.randn(10, 1, 8, 8, generator=generator)
 t = torch.rand(10, generator=generator)
 with torch.no_grad():
-    torch.testing.assert_close(from_scratch(z, t, labels), network(z, t, labels).v)
-print("a DiT is asked with a label and a time, and says v")
+    difference = (from_scratch(z, t, labels) - network(z, t, labels).v).abs().max().item()
+print(f"from scratch and by the package: difference {difference:.3f}")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **Does it draw digits?** Guided as ever: `GuidedDenoiser` asks it twice.
@@ -120,11 +162,9 @@ teacher = cd.GuidedDenoiser(network, null=data.null)
 noise = torch.randn(20, 1, 8, 8, generator=generator)
 wanted = torch.arange(20) % 10
 own = {w: cd.last(cd.ddim(teacher, noise, 32, wanted, w)) for w in (0.0, 1.0, 2.0, 3.0, 4.0)}
-fig, axes = plotting.figure(3, 1, width=7, height=5.4)
-for axis, w in zip(axes, (0.0, 1.0, 3.0), strict=True):
-    plotting.draw_images(axis, own[w], 10, f"w = {w:g}, 2 x 32 network evaluations")
+rows = {f"w = {w:g}, 2 x 32 network evaluations": own[w] for w in (0.0, 1.0, 3.0)}
 plotting.show(
-    fig,
+    plotting.image_rows(rows, columns=20),
     alt="The digits 0 to 9, twice each, drawn by the guided transformer at w = 0, 1 and 3. At w = 0 some cannot be "
     "read; with more guidance they are clearer and more alike.",
 )
@@ -139,7 +179,48 @@ plotting.show(
 # | `UNet2DConditionModel` | `time_cond_proj_dim`: added to the time, before its embedding | diffusers, for students like ours |
 # | `FluxTransformer2DModel` | `guidance_embeds`: beside the time; it is told the scale $1 + w$ | diffusers: FLUX.1-dev is such a student |
 # | `DiTTransformer2DModel`, `UNet2DModel` | added to the embedding of the label | we do |
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ### Exercise 2: a call of FLUX *(read a table, 4 minutes)*
 #
+# The pipeline of FLUX.1-dev is called with `guidance_scale=3.5, num_inference_steps=28`. **Which $w$ is that, and how often is its transformer evaluated for a picture?**
+#
+# <details><summary>Hint</summary>
+#
+# What is it told, by the table? And where does its guidance come from, from a second evaluation or from an input?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "flux_call", "locked": false, "schema_version": 3, "solution": true, "task": false}
+flux_call = {"w": None, "evaluations": None}
+### BEGIN SOLUTION
+flux_call = {"w": 2.5, "evaluations": 28}
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "flux_call-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.flux_call(flux_call))
+### BEGIN HIDDEN TESTS
+assert checks.flux_call(flux_call).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
+# <details><summary>Why</summary>
+#
+# It is told the scale $1 + w = 3.5$, so $w = 2.5$, and since that is an input, one evaluation a step is enough: 28. (Inside the network the scale is multiplied by 1000, as the time is. That concerns nobody who calls it.)
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $w = 3.5$; 56 evaluations, which its teacher would need.
+#
+# *To discuss:* what does the same call do to a model whose transformer has no such input, such as FLUX.1-schnell?
+#
+# </details>
+
+# %% [markdown] slideshow={"slide_type": "slide"}
 # In a DiT the label goes through an embedding in every block. Ours takes a *pair*, the label and the features of $w$, and adds a projection of the
 # second to what it makes of the first. That projection is zero at first. So, once more, **the student starts as exactly the conditional teacher, for every w**.
 
@@ -197,13 +278,10 @@ for n, samples in drawn.items():
 # **Does one evaluation draw what sixty-four did?** The same noise and labels in every row.
 
 # %% slideshow={"slide_type": "fragment"}
-rows = {"teacher, 64 evaluations": own[3.0]}
-rows |= {f"student, {n} evaluation{'s' * (n > 1)}": drawn[n][3.0] for n in few}
-fig, axes = plotting.figure(4, 1, width=7, height=7)
-for axis, (title, x) in zip(axes, rows.items(), strict=True):
-    plotting.draw_images(axis, x, 10, f"{title}, w = 3")
+rows = {"teacher, 64 evaluations, w = 3": own[3.0]}
+rows |= {f"student, {n} evaluation{'s' * (n > 1)}, w = 3": drawn[n][3.0] for n in few}
 plotting.show(
-    fig,
+    plotting.image_rows(rows, columns=20),
     alt="Twenty digits at w = 3, four times from the same noise: by the guided teacher with 64 evaluations, and by "
     "its students with 4, 2 and 1. They are the same digits; the fewer evaluations, the softer their edges.",
 )
@@ -227,7 +305,47 @@ print(f"{type(again.net).__name__}, {again.steps} step, w in {again.w_range}; th
 #
 # $$ x = z - \tau\, u, \qquad \varepsilon = z + (1 - \tau)\, u. $$
 #
-# So $u$ knows what $v$ knows. **Divide $z$ by its length** $\sqrt{(1-\tau)^2 + \tau^2}$, and it is a point of ours, at the angle
+# So $u$ knows what $v$ knows. What remains is $z$ itself.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ### Exercise 3: from the line to the circle *(derive, 6 minutes)*
+#
+# Our $z$ is $\cos\varphi\, x + \sin\varphi\, \varepsilon$, with $\varphi = \pi t / 2$ on the cosine schedule. **Make one out of $z = (1 - \tau)\,x + \tau\,\varepsilon$**, and say which $t$ it has.
+#
+# <details><summary>Hint</summary>
+#
+# Divide $z$ by something such that the squares of the two factors add up to 1. Then the quotient of the factors gives $\tan\varphi$.
+#
+# </details>
+
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "on_the_circle", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def on_the_circle(z, tau):
+    """z and t of ours, for a z of flow matching; tau: a number as a tensor."""
+    ### BEGIN SOLUTION
+    length = torch.sqrt((1 - tau) ** 2 + tau**2)
+    return z / length, torch.atan2(tau, 1 - tau) / (torch.pi / 2)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "on_the_circle-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.on_the_circle(on_the_circle))
+### BEGIN HIDDEN TESTS
+assert checks.on_the_circle(on_the_circle).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* $t = \tau$, which is right at 0, 1/2 and 1 only; $\varphi = \arccos(1 - \tau)$, without the length; the angle in place of the time.
+#
+# *To discuss:* at which $\tau$ is the difference between $t$ and $\tau$ largest, and does it matter?
+#
+# </details>
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# **Divide $z$ by its length** $\sqrt{(1-\tau)^2 + \tau^2}$, and it is a point of ours, at the angle
 # $\varphi = \operatorname{atan2}(\tau, 1 - \tau)$. `flow_denoiser` does that. To try it we need a network of flow matching: we dress up our own transformer as one.
 
 
@@ -239,6 +357,18 @@ def velocity(z, tau, cond, w):
     return said.eps - said.x
 
 
+# %% slideshow={"slide_type": "fragment"}
+# NBVAL_CHECK_OUTPUT
+for tau in (0.25, 0.5, 0.9):
+    at = torch.full((10,), tau)
+    length, t_ours = torch.hypot(at, 1 - at)[0], torch.atan2(at, 1 - at) / (torch.pi / 2)
+    with torch.no_grad():
+        u, point = velocity(z, at, labels, None), network(z / length, t_ours, labels)
+    off = max((z - tau * u - point.x).abs().max(), (z + (1 - tau) * u - point.eps).abs().max())
+    print(f"tau = {tau:g}: x and eps from u are those of the point of ours, off by {off:.4f}")
+
+
+# %% slideshow={"slide_type": "fragment"}
 def sampled_by_diffusers(noise, steps, shift):
     """Euler steps on the straight path, as the pipelines of SD3 and FLUX take them."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -261,7 +391,56 @@ with torch.no_grad():
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **And what is the shift?** SD3 and FLUX visit $\tau' = s\,\tau / (1 + (s - 1)\,\tau)$ instead of $\tau$: more of their steps at high noise, for large images.
-# In terms of the signal-to-noise ratio it is nothing but a constant: the log-SNR falls by $2 \log s$, at every time.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ### Exercise 4: what a shift of 3 does *(predict before the figure, 4 minutes)*
+#
+# The signal-to-noise ratio is $(1 - \tau)^2 / \tau^2$. **With which number does a shift of 3 multiply it?** It is the same at every time.
+#
+# <details><summary>Hint</summary>
+#
+# Take one time, $\tau = 1/2$. Which $\tau'$ is visited instead?
+#
+# </details>
+
+# %% cellView="form" jupyter={"source_hidden": true} nbgrader={"grade": false, "grade_id": "shifted_snr", "locked": false, "schema_version": 3, "solution": true, "task": false}
+shifted_snr = None
+### BEGIN SOLUTION
+shifted_snr = 1 / 9
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "shifted_snr-check", "points": 1, "locked": true, "schema_version": 3, "solution": false, "task": false}
+# NBVAL_CHECK_OUTPUT
+print(checks.shifted_snr(shifted_snr))
+### BEGIN HIDDEN TESTS
+assert checks.shifted_snr(shifted_snr).startswith("Right")
+### END HIDDEN TESTS
+
+# %% [markdown] slideshow={"slide_type": "fragment"} tags=["solution"]
+# <details><summary>Why</summary>
+#
+# $\tau = 1/2$ becomes $\tau' = 3/4$, and the ratio becomes $(1/4)^2 / (3/4)^2 = 1/9$ instead of 1. In general $(1 - \tau') / \tau' = (1 - \tau) / (s\,\tau)$.
+#
+# </details>
+
+# %% [markdown] tags=["instructor"]
+# <details><summary>For teachers</summary>
+#
+# *Common wrong answers:* 1/3, the ratio of the amplitudes; 9, the wrong way round; $-2 \log 3$, the change of its logarithm.
+#
+# *To discuss:* why do large images want more noise? (Notebook 14, the exhibit with the grey squares.)
+#
+# </details>
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# In terms of the signal-to-noise ratio it is nothing but a constant: its logarithm falls by $2 \log s$, at every time.
+
+# %% slideshow={"slide_type": "fragment"}
+# NBVAL_CHECK_OUTPUT
+for t in (0.2, 0.4, 0.8):
+    at = torch.tensor([t]).double()
+    plain, shifted = (cd.FlowSchedule(shift).logsnr(at).item() for shift in (1.0, 3.0))
+    print(f"t = {t:g}: log-SNR {plain:6.3f} becomes {shifted:6.3f}: {shifted - plain:.3f}")
 
 # %% slideshow={"slide_type": "fragment"}
 times = torch.linspace(0.02, 0.98, 49)
@@ -285,7 +464,41 @@ plotting.show(
 )
 
 # %% [markdown]
-# So the cosine schedule and flow matching without a shift differ little, and only near both ends. Guidance is linear in $u$ too, and both stages go through
+# So the cosine schedule and flow matching without a shift differ little, and only near both ends. **Move the time and the shift**, and see both paths at once: the line of flow
+# matching, on which $z$ is $1 - \tau$ of $x$ and $\tau$ of $\varepsilon$, and our circle. A ray from the origin joins what is equally noisy. The dots are the times of eight steps.
+
+
+# %% slideshow={"slide_type": "slide"}
+def two_paths(t, shift):
+    fig, axis = plotting.figure(width=4.6, height=4.4)
+    circle = torch.linspace(0, torch.pi / 2, 100)
+    axis.plot([1, 0], [0, 1], color=plotting.COLORS[1], label="flow matching")
+    axis.plot(circle.cos(), circle.sin(), color=plotting.COLORS[0], label="ours")
+    schedule = cd.FlowSchedule(shift)
+    grid = torch.arange(9) / 8
+    tau = schedule.tau(grid)
+    axis.plot(1 - tau, tau, "s", color=plotting.COLORS[1], markersize=4)
+    axis.plot(*schedule.alpha_sigma(grid), "o", color=plotting.COLORS[0], markersize=4)
+    here = torch.tensor([t])
+    alpha, sigma = (a.item() for a in schedule.alpha_sigma(here))
+    axis.plot([0, alpha], [0, sigma], color="black", lw=1)
+    tau, angle = schedule.tau(here).item(), schedule.angle(here).rad2deg().item()
+    axis.set_title(f"tau = {tau:.2f}, an angle of {angle:.0f} degrees", fontsize=9)
+    axis.set(xlabel="of the image", ylabel="of the noise", aspect="equal")
+    axis.legend(frameon=False, fontsize=8, loc="upper right")
+    return fig
+
+
+widgets.explore(
+    two_paths,
+    "A straight line from image to noise and a quarter of a circle over it, eight steps marked on both; a ray from the origin to the "
+    "circle cuts the line where the noise is the same.",
+    t=(0.25, 0.0, 1.0, 0.05),
+    shift=(1.0, 1.0, 6.0, 0.5),
+)
+
+# %% [markdown]
+# Guidance is linear in $u$ too, and both stages go through
 # `flow_denoiser` as they are: stage one into a student of a FLUX transformer gives what FLUX.1-dev is, a network with guidance as an input, which the class of
 # stock `diffusers` loads.
 #

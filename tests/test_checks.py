@@ -442,6 +442,67 @@ ANSWERS = {
             "nothing is put back": lambda z_s, x, eps, mask, alpha, sigma: z_s,
         },
     ),
+    # 11
+    "whole_entries": (
+        [1, 2, 4, 8],
+        {
+            "62.5": {32, 16, 8, 4, 2, 1},
+            "31.25": {32, 8, 4, 2, 1},
+            "entry 1000 alone": {8, 4, 2},
+            "125": {1, 2, 4},
+            "divide 1000": {1, 8},
+        },
+    ),
+    "v_of_the_base": (
+        lambda eps, z, own_alpha, own_sigma, alpha, sigma: (
+            ((alpha - 1 / own_alpha) * z + own_sigma / own_alpha * eps) / sigma
+        ),
+        {
+            "in the base's own numbers": lambda eps, z, a_0, s_0, a, s: (
+                (a * z - (z - s * eps) / a) / s
+            ),
+            "with our alpha and sigma": lambda eps, z, a_0, s_0, a, s: (
+                (a_0 * z - (z - s_0 * eps) / a_0) / s_0
+            ),
+            "equally noisy. Go through z": lambda eps, z, a_0, s_0, a, s: (
+                a * eps - s * (z - s_0 * eps) / a_0
+            ),
+            "the sign": lambda eps, z, a_0, s_0, a, s: ((z - s_0 * eps) / a_0 - a * z) / s,
+            "this is x": lambda eps, z, a_0, s_0, a, s: (z - s_0 * eps) / a_0,
+        },
+    ),
+    "gib_of_training": (
+        lambda frozen, trained: (frozen / 2 + 5 * trained) / 2**28,
+        {
+            "one of five": lambda frozen, trained: (2 * frozen + 16 * trained) / 2**30,
+            "two of five": lambda frozen, trained: (2 * frozen + 12 * trained) / 2**30,
+            "weights alone": lambda frozen, trained: (2 * frozen + 4 * trained) / 2**30,
+            "is two bytes": lambda frozen, trained: (4 * frozen + 20 * trained) / 2**30,
+            "no gradient": lambda frozen, trained: (10 * frozen + 20 * trained) / 2**30,
+            "of 10^9": lambda frozen, trained: (2 * frozen + 20 * trained) / 10**9,
+            "these are bytes": lambda frozen, trained: 2 * frozen + 20 * trained,
+        },
+    ),
+    "hours_of_training": (
+        3.4,
+        {
+            "four images": 7300 * 6 * 0.8 / 11.5 / 3600,
+            "without the teacher": 7300 * 4 * 4 * 0.8 / 11.5 / 3600,
+            "a pass is missing": 7300 * 4 * 5 * 0.8 / 11.5 / 3600,
+            "these are seconds": 7300 * 4 * 6 * 0.8 / 11.5,
+            "these are minutes": 7300 * 4 * 6 * 0.8 / 11.5 / 60,
+        },
+    ),
+    "guided_again": (
+        (1 + 6.5) * 7.5 - 1,
+        {
+            "a student as well": 6.5,
+            "do not add up": 13,
+            "that is the scale": 56.25,
+            "not the weights": 42.25,
+            "6.5 is a weight": 6.5 * 7.5 - 1,
+        },
+    ),
     # 12
     "sideways": (
         lambda v, v_0, x, w: torch.stack(
@@ -512,6 +573,68 @@ ANSWERS = {
             "that is the scale": 2,
             "they are multiplied": 5,
             "not the weights that multiply": 5 / 2,
+        },
+    ),
+    # 13
+    "mean_alone": (
+        lambda said, channels: said.split(channels, 1)[0],
+        {
+            "this is the variance": lambda said, channels: said[:, channels:],
+            "cuts the batch": lambda said, channels: said[:channels],
+            "do not alternate": lambda said, channels: said[:, ::2],
+            "half of its mean": lambda said, channels: said.chunk(2, dim=1)[0],
+            "an average of channels": lambda said, channels: said.mean(1),
+            "nothing has been left out": lambda said, channels: said,
+        },
+    ),
+    "flux_call": (
+        {"evaluations": 28.0, "w": torch.tensor(3.5) - 1},
+        {
+            "that is the scale": {"w": 3.5, "evaluations": 28},
+            "the other way round": {"w": 4.5, "evaluations": 28},
+            "own business": {"w": 2500, "evaluations": 28},
+            "its teacher needed": {"w": 2.5, "evaluations": 56},
+            "none of its own": {"w": 2.5, "evaluations": 29},
+            "How many steps": {"w": 2.5, "evaluations": 1},
+        },
+    ),
+    "on_the_circle": (
+        lambda z, tau: [
+            z / torch.stack([tau, 1 - tau]).norm(),
+            torch.acos((1 - tau) / torch.hypot(tau, 1 - tau)) * 2 / math.pi,
+        ],
+        {
+            "z as it was": lambda z, tau: (z, tau),
+            "multiplied, where": lambda z, tau: (z * torch.hypot(tau, 1 - tau), tau),
+            "the root of the sum": lambda z, tau: (z / (tau**2 + (1 - tau) ** 2), tau),
+            "no time of ours": lambda z, tau: (z / torch.hypot(tau, 1 - tau), tau),
+            "a quarter of a turn": lambda z, tau: (
+                z / torch.hypot(tau, 1 - tau),
+                torch.atan2(tau, 1 - tau),
+            ),
+            "have changed places": lambda z, tau: (
+                z / torch.hypot(tau, 1 - tau),
+                torch.atan2(1 - tau, tau) * 2 / math.pi,
+            ),
+            "the cosine is": lambda z, tau: (
+                z / torch.hypot(tau, 1 - tau),
+                torch.acos(1 - tau) * 2 / math.pi,
+            ),
+            "the sine is": lambda z, tau: (
+                z / torch.hypot(tau, 1 - tau),
+                torch.asin(tau) * 2 / math.pi,
+            ),
+            "return two things": lambda z, tau: z / torch.hypot(tau, 1 - tau),
+        },
+    ),
+    "shifted_snr": (
+        torch.tensor(0.1111),
+        {
+            "for the amplitudes": 1 / 3,
+            "the other way round": 9,
+            "a ratio of squares": 3,
+            "its logarithm falls": -2 * math.log(3),
+            "that is tau'": 3 / 4,
         },
     ),
     # 14

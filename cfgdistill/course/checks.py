@@ -33,15 +33,15 @@ def _judge(
         kind = "a number" if torch.as_tensor(right).ndim == 0 else "a tensor"
         return f"Not yet: the answer should be {kind}, and this is a {type(found).__name__}."
     right = torch.as_tensor(right).double()
-    if found.shape != right.shape:
-        return f"Not yet: the shape should be {[*right.shape]}, and it is {[*found.shape]}.{where}"
-    if not found.isfinite().all():
-        return f"Not yet: not all of it is finite. Something was divided by zero.{where}"
     if _near(found, right, tolerance):
         return f"Right. {praise}"
     for message, wrong in mistakes.items():
         if _near(found, torch.as_tensor(wrong).double(), tolerance):
             return f"Not yet: {message}{where}"
+    if found.shape != right.shape:
+        return f"Not yet: the shape should be {[*right.shape]}, and it is {[*found.shape]}.{where}"
+    if not found.isfinite().all():
+        return f"Not yet: not all of it is finite. Something was divided by zero.{where}"
     return f"Not yet: it is off by up to {(found - right).abs().max():.2g}.{where}"
 
 
@@ -50,7 +50,7 @@ def _blank(found) -> bool:
 
 
 def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return a.shape == b.shape and (a - b).abs().max().item() <= tolerance
+    return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
 
 
 def _choose(found, praise: str, right: str, others: Mapping[str, str]) -> str:
@@ -785,6 +785,110 @@ def put_back(answer) -> str:
     return _judge(answer(z_s, x, eps, mask, phi.cos(), phi.sin()), right, praise, mistakes)
 
 
+# ---- 11, Stable Diffusion -------------------------------------------------------------------
+
+
+def whole_entries(answer) -> str:
+    """The students of 32, 16, ..., 1 steps whose times are entries of a table of 1000."""
+    if _blank(answer):
+        return NOTHING
+    found = _set(answer)
+    if found == {8, 4, 2, 1}:
+        return "Right. 1000 has three factors of 2, and 16 has four."
+    if extra := found & {16, 32}:
+        return f"Not yet: 1000 / {min(extra)} = {1000 / min(extra):g} is no whole entry."
+    if 1 not in found:
+        return "Not yet: one step asks at entry 1000 alone, which is a whole one."
+    if 8 not in found:
+        return "Not yet: 1000 / 8 is 125, a whole number."
+    return "Not yet: divide 1000 by each of the six."
+
+
+def v_of_the_base(answer) -> str:
+    """answer(eps, z, own_alpha, own_sigma, alpha, sigma): what the base says, as our v."""
+    x, eps = _random(2, 2, 4, 3, 3)
+    for own, ours in ((0.3, 0.3), (1.4, 1.5), (1.5, math.pi / 2)):  # angles of the schedules
+        (own_alpha, alpha), (own_sigma, sigma) = (
+            f(torch.tensor([own, ours], dtype=torch.float64)) for f in (torch.cos, torch.sin)
+        )
+        z = own_alpha * x + own_sigma * eps
+        mistakes = {
+            "x has to be taken out in the base's own numbers, with which it was asked.": (
+                alpha * z - (z - sigma * eps) / alpha
+            )
+            / sigma,
+            "v is to be written with our alpha and sigma.": (own_alpha * z - x) / own_sigma,
+            "this is right only where both times are equally noisy. Go through z.": (
+                alpha * eps - sigma * x
+            ),
+            "the sign. x = alpha z - sigma v.": (x - alpha * z) / sigma,
+            "this is x. Write it as v.": x,
+        }
+        levels = (own_alpha, own_sigma, alpha, sigma)
+        where = f" (Where {'both are' if own == ours else 'ours is not'} equally noisy.)"
+        praise = "Finite at t = 1 too, where v is -x."
+        said = _judge(
+            answer(eps, z, *levels), (alpha * z - x) / sigma, praise, mistakes, where=where
+        )
+        if not said.startswith("Right"):
+            break
+    return said
+
+
+def gib_of_training(answer) -> str:
+    """answer(frozen, trained): GiB of weights, gradients, Adam and the running average."""
+    frozen, trained = 859_520_964, 67_252_224
+    gib = 2**30
+    mistakes = {
+        "one of five is missing: weight, gradient, two moments, running average.": (
+            (2 * frozen + 16 * trained) / gib
+        ),
+        "two of five are missing: weight, gradient, two moments, running average.": (
+            (2 * frozen + 12 * trained) / gib
+        ),
+        "this holds the weights alone, and they are to be trained.": (
+            (2 * frozen + 4 * trained) / gib
+        ),
+        "half precision is two bytes. What learns is in single precision, four.": (
+            (4 * frozen + 20 * trained) / gib
+        ),
+        "what is frozen has no gradient, no moments and no average.": (
+            (10 * frozen + 20 * trained) / gib
+        ),
+        "these are gigabytes of 10^9. A GiB is 2^30 bytes.": (2 * frozen + 20 * trained) / 1e9,
+        "these are bytes. A GiB is 2^30 of them.": 2 * frozen + 20 * trained,
+    }
+    praise = "20 bytes for each number that learns, 2 for each that does not."
+    right = (2 * frozen + 20 * trained) / gib
+    return _judge(answer(frozen, trained), right, praise, mistakes, tolerance=0.01)
+
+
+def hours_of_training(answer) -> str:
+    """Hours of both stages on a T4, at 11.5 TFLOP a second."""
+    hours = 7300 * 4 * 0.8 / 11.5 / 3600  # of one pass for each image
+    mistakes = {
+        "there are four images to an update.": 6 * hours / 4,
+        "this is without the teacher, and guidance takes two evaluations of it.": 4 * hours,
+        "a pass is missing: two of a guided teacher, and 1 + 1 + 2 of the student.": 5 * hours,
+        "these are seconds.": 6 * hours * 3600,
+        "these are minutes.": 6 * hours * 60,
+    }
+    praise = "If a T4 trains as fast as it samples, which nobody has measured here."
+    return _judge(answer, 6 * hours, praise, mistakes, tolerance=0.06)
+
+
+def guided_again(answer) -> str:
+    """The w of a LoRA file for w = 6.5 that is called with guidance_scale=7.5."""
+    mistakes = {
+        "the pipeline guides whatever it has loaded, a student as well.": 6.5,
+        "they do not add up. What stands before v_c?": 13.0,
+        "that is the scale. w is one less.": 56.25,
+        "the scales multiply, 1 + w, not the weights.": 42.25,
+        "6.5 is a weight, and 7.5 a scale. Take both as scales.": 47.75,
+    }
+    return _judge(answer, 55.25, "7.5 * 7.5 - 1: call it with 1.", mistakes, tolerance=0.01)
+
+
 # ---- 12, guidance rules ---------------------------------------------------------------------
 
 
@@ -905,6 +1009,103 @@ def weight_on_top(answer) -> str:
         "it is not the weights that multiply. They are 1 + u and 1 + w.": 2.5,
     }
     return _judge(answer, 1.0, "(1 + 1) (1 + 2) - 1 is 5.", mistakes)
+
+
+# ---- 13, your own teacher -------------------------------------------------------------------
+
+
+def mean_alone(answer) -> str:
+    """answer(said, channels): the mean, of a network that may say a variance after it."""
+    for kind, size in (("with a variance", 8), ("without one", 4)):
+        said = _random(5, size, 3, 3)
+        mistakes = {
+            "this is the variance. The mean comes first.": said[:, 4:],
+            "this cuts the batch: channels are the second dimension.": said[:4],
+            "mean and variance do not alternate: one comes after the other.": said[:, ::2],
+            "this network says no variance, and half of its mean is lost.": said[:, :2],
+            "the mean of the distribution is meant, not an average of channels.": said.mean(1),
+            "nothing has been left out.": said,
+        }
+        where = f" (For a network {kind}.)"
+        praise = "Also where there is no variance."
+        judged = _judge(answer(said, 4), said[:, :4], praise, mistakes, where=where)
+        if not judged.startswith("Right"):
+            break
+    return judged
+
+
+def flux_call(answer) -> str:
+    """w, and evaluations for a picture, of guidance_scale=3.5, num_inference_steps=28."""
+    w, evaluations = answer.get("w"), answer.get("evaluations")
+    if _blank(w) or _blank(evaluations):
+        return NOTHING
+    said = _judge(
+        w,
+        2.5,
+        "",
+        {
+            "that is the scale, 1 + w.": 3.5,
+            "the other way round: 3.5 is 1 + w.": 4.5,
+            "the factor of 1000 is the network's own business.": 2500.0,
+        },
+        where=" (This is about w.)",
+    )
+    if not said.startswith("Right"):
+        return said
+    mistakes = {
+        "a second evaluation is what its teacher needed. Here guidance is an input.": 56,
+        "an evaluation for each step, and guidance has none of its own.": 29,
+        "a student of one step would need one. How many steps are these?": 1,
+    }
+    praise = "Its teacher would have needed 56."
+    return _judge(evaluations, 28, praise, mistakes, where=" (This is about evaluations.)")
+
+
+def on_the_circle(answer) -> str:
+    """answer(z, tau): z and t of the cosine schedule, for a z of flow matching."""
+    x, eps = _random(2, 20)
+    for tau in torch.tensor([0.3, 0.8, 1.0], dtype=torch.float64):
+        z, length = (1 - tau) * x + tau * eps, torch.hypot(tau, 1 - tau)
+        phi, where = torch.atan2(tau, 1 - tau), f" (At tau = {tau:g}.)"
+        found = answer(z, tau)
+        if _blank(found):
+            return NOTHING
+        if not (isinstance(found, list | tuple) and len(found) == 2):
+            return "Not yet: return two things, z and t."
+        mistakes = {
+            "this is z as it was. Its factors are 1 - tau and tau: add up their squares.": z,
+            "multiplied, where it should be divided.": z * length,
+            "divide by the length, the root of the sum of squares.": z / length**2,
+        }
+        said = _judge(found[0], phi.cos() * x + phi.sin() * eps, "", mistakes, where=where)
+        if said.startswith("Right"):
+            t = phi / (math.pi / 2)
+            mistakes = {
+                "tau is no time of ours, except at 0, 1/2 and 1. Which angle is it?": tau,
+                "this is the angle. t = 1 is a quarter of a turn.": phi,
+                "noise and image have changed places: tan of the angle is tau / (1 - tau).": 1 - t,
+                "the cosine is (1 - tau) divided by the length.": (
+                    torch.acos(1 - tau) / (math.pi / 2)
+                ),
+                "the sine is tau divided by the length.": torch.asin(tau) / (math.pi / 2),
+            }
+            said = _judge(found[1], t, "The same point, in our letters.", mistakes, where=where)
+        if not said.startswith("Right"):
+            break
+    return said
+
+
+def shifted_snr(answer) -> str:
+    """What a shift of 3 multiplies the signal-to-noise ratio with."""
+    mistakes = {
+        "that is for the amplitudes, and the ratio is one of squares.": 1 / 3,
+        "the other way round: more noise is a smaller ratio.": 9.0,
+        "more noise is a smaller ratio, and it is a ratio of squares.": 3.0,
+        "that is by how much its logarithm falls. What is it multiplied with?": -2 * math.log(3),
+        "that is tau', of tau = 1/2. What is the ratio there?": 0.75,
+    }
+    praise = "At every time alike, so it is one number that is taken off the logarithm."
+    return _judge(answer, 1 / 9, praise, mistakes, tolerance=2e-3)
 
 
 # ---- 14, the bug museum ---------------------------------------------------------------------
