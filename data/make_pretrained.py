@@ -1,6 +1,7 @@
 """Finished models of a run become those that are shipped: data/pretrained/<data set>/.
 
     python data/make_pretrained.py out/demo/digits-laptop [STAGE ...]
+    python data/make_pretrained.py out/digits-seeds.json
 
 All stages of the run, or those named (stage-two/steps-4, ...). Weights are halved to 16 bits, but
 not those of autoencoders: latents, and what was trained on them, are known by their hash. A card
@@ -8,7 +9,8 @@ names the file of its teacher, which is another file now, so cards are rewritten
 down. Then weights are packed: what is near its teacher, or the student of twice the steps, is
 stored as the difference, and an equal one not at all; bases.json names those models. A README.md
 says what the models are; manifest.json gets the sha256 of every file. All of it is made beside
-what was there before, which goes last.
+what was there before, which goes last. The second form ships the rows of a measurement that a
+notebook made.
 """
 
 import json
@@ -181,5 +183,15 @@ file.
 """
 
 
+def ship_rows(file: Path) -> None:
+    """Rows as `pretrained.measured` writes them, for those who do not measure them again."""
+    target = ROOT / "course" / file.name
+    write_text(target, file.read_text())
+    hashes = json.loads((ROOT / "manifest.json").read_text())
+    hashes[target.relative_to(ROOT).as_posix()] = sha256(target)
+    write_text(ROOT / "manifest.json", json.dumps(dict(sorted(hashes.items())), indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    given = Path(sys.argv[1])
+    ship_rows(given) if given.suffix == ".json" else main(given, sys.argv[2:])

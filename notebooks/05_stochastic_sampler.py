@@ -60,7 +60,6 @@ import torch
 import cfgdistill as cd
 from cfgdistill.course import checks, pretrained, stages, widgets
 from cfgdistill.judge import metrics, plotting
-from cfgdistill.training.checkpoints import provenance
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -528,12 +527,4 @@ for w, n in product((0.0, 3.0), shown):
 # **Next:** notebook 06 runs the flow upwards, from images to noise.
 
 # %%
-facts = provenance(
-    notebook="05_stochastic_sampler",
-    recipe=recipe.name,
-    seed=seed,
-    data=data.hash[:16],
-    split=data.split,
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, data, "05_stochastic_sampler")

@@ -33,7 +33,7 @@
 # | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | a minute; five with the models that come with the package, which are larger |
-# | `laptop` | two CPU cores | half an hour on digits: eight more distillations, which are always trained here |
+# | `laptop` | two CPU cores | a few minutes; with `retrain`, half an hour more on digits: nine distillations |
 # | `colab` | one free T4 | `dataset = "cifar10"`: several sessions; leave out comparisons you do not need |
 # | `paper` | a large GPU | the published budget, eight times |
 #
@@ -58,9 +58,8 @@ import os
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import checks, stages
-from cfgdistill.judge import plotting
-from cfgdistill.training import checkpoints
+from cfgdistill.course import checks, pretrained, stages, widgets
+from cfgdistill.judge import metrics, plotting
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -160,51 +159,48 @@ data = cd.load_data(dataset, "train", recipe.images)
 judge = stages.make_judge(recipe, data, out)
 x, labels = cd.load_data(dataset, "test", recipe.images).all()
 
-half = labels < data.num_classes // 2
-first = torch.stack([x[labels == k][0] for k in range(data.num_classes)])
-noise = torch.randn(x.shape, generator=generator)
-padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")  # or edges turn grey
-images, own = data.all()
+
+def spoil(classes=10, pictures=1000, blur=False, noise=0.0):
+    """Test images of some classes, with so many different pictures of each, blurred or noisy."""
+    chosen = []
+    for k in range(classes):
+        places = (labels == k).nonzero()[:, 0]
+        chosen.append(places[torch.arange(len(places)) % pictures])
+    chosen = torch.cat(chosen)
+    spoiled, generator = x[chosen], torch.Generator().manual_seed(seed)
+    if blur:
+        padded = torch.nn.functional.pad(spoiled, (1, 1, 1, 1), mode="replicate")
+        spoiled = torch.nn.functional.avg_pool2d(padded, 3, 1)
+    spoiled = spoiled + noise * torch.randn(spoiled.shape, generator=generator)
+    return spoiled.clamp(-1, 1), labels[chosen]
+
+
+train_images, train_labels = data.all()
 some = torch.randperm(len(data), generator=generator)[: len(x)]
-spoiled = {
-    "as they are": (x, labels),
-    "half the classes": (x[half], labels[half]),
-    "blurred": (torch.nn.functional.avg_pool2d(padded, 3, 1), labels),
-    "noise 0.3": ((x + 0.3 * noise).clamp(-1, 1), labels),
-    "labels shuffled": (x, labels[torch.randperm(len(x), generator=generator)]),
-    "one per class": (first[labels], labels),
-    "training images": (images[some], own[some]),
+fine, named = spoil()
+cases = {
+    "as they are": (fine, named),
+    "half the classes": spoil(classes=5),
+    "blurred": spoil(blur=True),
+    "noise 0.3": spoil(noise=0.3),
+    "labels shuffled": (fine, named[torch.randperm(len(named), generator=generator)]),
+    "one per class": spoil(pictures=1),
+    "training images": (train_images[some], train_labels[some]),
 }
-keys = ("frechet_distance", "kernel_distance", "inception_score", "precision", "recall")
-heads = ("Frechet", "kernel", "inception", "precision", "recall", "accuracy")
-
-
-def distance(a, b):
-    """Root mean square over pixels in [-1, 1]."""
-    return (a - b).square().mean().sqrt().item()
-
-
-def line(name, row, width=24):
-    numbers = " ".join(f"{row[key]:9.3f}" for key in (*keys, "class_accuracy"))
-    print(f"{name:{width}s} {numbers}")
-
-
-print(
-    f"{judge.name}; reference {judge.reference}; {len(x)} test images (half the classes: {half.sum()})"
-)
-print(" " * 24, " ".join(f"{head:>9s}" for head in heads))
-for name, (pictures, named) in spoiled.items():
-    line(name, judge(pictures, named))
+found = {name: judge(*case) for name, case in cases.items()}
+print(f"{judge.name}; reference {judge.reference}; {len(x)} test images")
+print(" " * 18, *(f"{key.split('_')[0]:>9s}" for key in found["as they are"]))
+for name, row in found.items():
+    print(f"{name:18s}", *(f"{value:9.3f}" for value in row.values()))
 
 # %%
-fig, axes = plotting.figure(1, len(spoiled), width=10, height=1.7)
-for axis, (name, (pictures, _)) in zip(axes, spoiled.items(), strict=True):
-    plotting.draw_images(axis, pictures[:9], 3, name)
-plotting.show(
-    fig,
-    alt="Nine test images in each of six states: as they are, from half the classes only, blurred, noisy, "
-    "with shuffled labels, and one per class; and nine training images.",
-)
+# NBVAL_CHECK_OUTPUT
+whole, shuffled = found["as they are"], found["labels shuffled"]
+blind = [key for key in whole if abs(whole[key] - shuffled[key]) < 1e-6]
+print("do not see shuffled labels:", *blind)
+print(f"one picture per class: recall {found['one per class']['recall']:.2f}")
+print(f"training images: precision {found['training images']['precision']:.2f}")
+
 
 # %% [markdown]
 # Every measure has a blind spot. The Frechet and the kernel distance cannot read labels, so shuffled ones cost nothing; only the class accuracy notices.
@@ -212,8 +208,34 @@ plotting.show(
 # inception score of 9 out of 10, every label right. **Recall is 0.** That is why it stands in every table of this notebook.
 #
 # The first line is a warning too: real images that no model has seen are at a distance of 6.4 from the training images. That is not because they are
-# few: as many of the training images themselves, in the last line, are at 1.0, with a precision of 1. The classifier knows the training images by heart.
+# few: as many of the training images themselves, in the last line, are at 0.6, with a precision of 1. The classifier knows the training images by heart.
 #
+# **Spoil it yourself.** How many pictures of each class does it take before recall notices no more? Which fault costs precision, and no recall?
+
+
+# %%
+def draw(classes, pictures, blur, noise):
+    images, named = spoil(classes, pictures, blur, noise)
+    row = judge(images, named)
+    fig, (grid, far, share) = plotting.figure(1, 3, width=10, height=2.8)
+    plotting.draw_images(grid, images[:: len(images) // 16][:16], 4, f"{len(images)} images")
+    far.bar(["Frechet", "kernel"], [row["frechet_distance"], row["kernel_distance"]])
+    far.set_title("best: 0")
+    shares = {key: row[key] for key in ("precision", "recall", "class_accuracy")}
+    shares |= {"inception / 10": row["inception_score"] / 10}
+    share.barh([key.replace("_", " ") for key in shares], shares.values())
+    share.set(title="best: 1", xlim=(0, 1.05))
+    return fig
+
+
+alt = (
+    "Sixteen digits of the ten that are left if there is one picture per class, and the six measures of 359 such images as bars. "
+    "The Frechet distance is 14 and the kernel distance 4; accuracy and inception score are nearly perfect, precision is above one half. Recall has no bar: it is 0."
+)
+controls = dict(classes=(10, 1, 10, 1), pictures=(1, 1, 40, 1), blur=False)
+widgets.explore(draw, alt, noise=(0.0, 0.0, 1.0, 0.1), **controls)
+
+# %% [markdown]
 # ## 3. A distance without its number of samples means nothing
 #
 # Images should be at distance 0 from themselves.
@@ -257,30 +279,29 @@ assert checks.fewer_images(fewer_images).startswith("Right")
 
 # %%
 sizes = [n for n in (50, 100, 200, 400, 800, 1400) if n <= len(data)]
-curves = {"frechet_distance": [], "kernel_distance": []}
+bias = {"frechet_distance": {}, "kernel_distance": {}}
 for n in sizes:
-    rows = [
-        judge(images[p], own[p])
-        for p in (
-            torch.randperm(len(data), generator=generator)[:n] for _ in range(max(2, 800 // n))
-        )
-    ]
-    for key, curve in curves.items():
-        curve.append(sum(row[key] for row in rows) / len(rows))
-fig, axes = plotting.figure(1, 2, width=7, height=2.8)
-for axis, (key, curve), color in zip(axes, curves.items(), plotting.COLORS, strict=False):
-    axis.plot(sizes, curve, marker="o", color=color)
-    axis.axhline(0, color="black", linewidth=0.6)
-    axis.set(xlabel="images", title=key.replace("_", " "), xscale="log")
-    axis.set_xticks(sizes, sizes, rotation=45)
-    axis.minorticks_off()
+    for _ in range(max(2, 800 // n)):
+        part = torch.randperm(len(data), generator=generator)[:n]
+        row = judge(train_images[part], train_labels[part])
+        for key, line in bias.items():
+            line.setdefault(n, []).append(row[key])
+panels = {key.replace("_", " "): {"": line} for key, line in bias.items()}
 plotting.show(
-    fig,
+    plotting.curves(panels, "images", log=True),
     alt="Left: the Frechet distance of parts of the training images to all of them falls steeply from 50 images on, and towards 0 as more of "
     "them are used. Right: the kernel distance stays near 0 for every number, now above and now below it.",
 )
-for key, curve in curves.items():
-    print(f"{key}, images:", *(f"{value:.2f} ({n})" for n, value in zip(sizes, curve, strict=True)))
+for key, line in bias.items():
+    print(f"{key}, images:", *(f"{sum(v) / len(v):.2f} ({n})" for n, v in line.items()))
+
+# %%
+# NBVAL_CHECK_OUTPUT
+line = bias["frechet_distance"]
+print(
+    "50 images are farther from all of them than most of them are:",
+    min(line[50]) > max(line[sizes[-1]]),
+)
 
 # %% [markdown]
 # The Frechet distance is *biased*: a covariance that is estimated from few samples is wrong, and being wrong is always a
@@ -307,54 +328,26 @@ except ValueError as error:
 
 # %%
 teacher = cd.GuidedDenoiser(stages.train_teacher(recipe, data, out), null=data.num_classes)
-stage_one = stages.train_stage_one(recipe, data, out)
 students = {s.steps: s for s in stages.train_stage_two(recipe, data, out)}
 noisy = {s.steps: s for s in stages.train_stage_two(recipe, data, out, "stochastic")}
-shown = [n for n in (16, 8, 4, 2, 1) if n in students]
-common = dict(judge=judge, data=data, recipe=recipe, out=out)
-weights = (0.0, 1.0, 3.0)
+shown = [n for n in (8, 4, 2, 1) if n in students]
+many = (64, 32, 16, 8, 4, 2, 1)
+cases = [("teacher", teacher, many, sampler) for sampler in (cd.ddim, cd.ancestral)]
+cases += [("student", students[n], [n], cd.ddim) for n in shown]
+cases += [("student", noisy[n], [n], cd.stochastic) for n in shown]
 
 
-def every(models, sampler, name):
-    """The rows of students of several steps."""
-    return [
-        row
-        for n in shown
-        if n in models
-        for row in stages.evaluate_rows(
-            models[n], model=name, steps=[n], weights=weights, sampler=sampler, **common
-        )
-    ]
+def rows_of(model, name, steps, weights, **more):
+    how = dict(model=name, steps=steps, weights=weights)
+    return stages.evaluate_rows(model, judge, data, recipe, out, **how, **more)
 
 
-many = dict(model="teacher", steps=(128, 32, 16, 8, 4, 2, 1), weights=weights)
-lines = {
-    "teacher, DDIM": stages.evaluate_rows(teacher, sampler=cd.ddim, **many, **common),
-    "teacher, ancestral": stages.evaluate_rows(teacher, sampler=cd.ancestral, **many, **common),
-    "students, DDIM": every(students, cd.ddim, "student"),
-    "students, stochastic": every(noisy, cd.stochastic, "student"),
-}
-fig, axes = plotting.figure(2, 3, width=9, height=5, sharex=True)
-for column, w in enumerate(weights):
-    for axis, key in zip(axes[:, column], ("frechet_distance", "recall"), strict=True):
-        for (name, rows), color, marker in zip(
-            lines.items(), plotting.COLORS, "os^D", strict=False
-        ):
-            chosen = [row for row in rows if row["w"] == w]
-            nfe, values = [row["nfe"] for row in chosen], [row[key] for row in chosen]
-            axis.plot(nfe, values, color=color, marker=marker, markersize=4, label=name)
-        axis.set(xscale="log")
-        axis.set_xticks([1, 4, 16, 64, 256], [1, 4, 16, 64, 256])
-        axis.minorticks_off()
-    axes[0, column].set_title(f"w = {w:g}")
-    plotting.log_y(axes[0, column])
-    axes[1, column].set(xlabel="network evaluations (NFE)", ylim=(0, 1))
-axes[0, 0].set_ylabel("Frechet distance")
-axes[1, 0].set_ylabel("recall")
-axes[1, 0].legend(frameon=False, fontsize=7)
+rows = []
+for name, model, steps, sampler in cases:
+    rows += rows_of(model, name, steps, (0.0, 3.0), sampler=sampler)
 plotting.show(
-    fig,
-    alt="Frechet distance (top) and recall (bottom) against network evaluations for w = 0, 1 and 3. The teacher "
+    plotting.quality_against_nfe(rows, ("frechet_distance", "recall")),
+    alt="Frechet distance (top) and recall (bottom) against network evaluations for w = 0 and 3. The teacher "
     "by DDIM needs dozens of evaluations, by the ancestral sampler hundreds; both kinds of students are nearly flat.",
 )
 print(f"{recipe.samples} samples a point, {judge.name}, reference {judge.reference}, seed {seed}")
@@ -379,57 +372,39 @@ except ValueError as error:
     print(error)
 
 # %%
-sweep = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 inside, wide.w_range = wide.w_range, (0.0, 10.0)
-models = {"teacher, 2 x 32": (teacher, "teacher", 32), "student, 4": (wide, "student", 4)}
-few = dict(shape=data.shape, labels=torch.arange(min(100, recipe.samples)) % 10, seed=seed)
-curves, pictures, truth = {name: [] for name in models}, {}, {}
-for w in sweep:
-    truth[w] = cd.generate(teacher, steps=128, w=w, **few)
-    for name, (model, kind, n) in models.items():
-        (row,) = stages.evaluate_rows(model, model=kind, steps=[n], weights=[w], **common)
-        x = cd.generate(model, steps=n, w=w, **few)
-        curves[name].append(row | {"distance": distance(x, truth[w])})
-        if w in (4.0, 8.0):
-            pictures.setdefault(f"w = {w:g}", {})[f"{name}: {row['nfe']} NFE"] = x[:20]
-asked = {w: cd.generate(wide, steps=4, w=w, **few) for w in (6.0, 8.0, 10.0)}
-allowed = {k / 4: cd.generate(wide, steps=4, w=k / 4, **few) for k in range(17)}
+few = dict(shape=data.shape, labels=torch.arange(100) % data.num_classes, seed=seed)
+ladder = {w: cd.generate(teacher, steps=64, w=w, **few) for w in stages.w_ladder(recipe)}
+given, asked = {}, (0.0, 1.0, 2.0, 3.0, 4.0)
+for n in shown:
+    line = given[f"student, {n}"] = {}
+    for w in (*asked, 6.0, 8.0, 10.0) if n == 4 else asked:
+        made = cd.generate(students[n], steps=n, w=w, **few)
+        line[w] = cd.delivered_by_samples(made, ladder)
+for name, line in given.items():
+    print(f"{name}, delivered:", ", ".join(f"{near:.2f} ({w:g})" for w, near in line.items()))
+plotting.show(plotting.asked_against_delivered(given), alt="ALT")
+
+# %%
+keys, most = ("frechet_distance", "precision", "recall"), recipe.w_max
+panels, pictures = {key.replace("_", " "): {} for key in keys}, {}
+for name, model, n in (("teacher", teacher, 32), ("student", wide, 4)):
+    for row in rows_of(model, name, [n], (*asked, 6.0, 8.0)):
+        for key, lines in zip(keys, panels.values(), strict=True):
+            lines.setdefault(f"{name}, {row['nfe']} NFE", {})[row["w"]] = row[key]
+    for w in (4.0, 8.0):
+        pictures[f"{name}, w = {w:g}"] = cd.generate(model, steps=n, w=w, **few)[:10]
+pictures["student, w = 2"] = cd.generate(wide, steps=4, w=2.0, **few)[:10]
 wide.w_range = inside
-fig, axes = plotting.figure(1, 4, width=10, height=2.6)
-for axis, key in zip(axes, ("frechet_distance", "precision", "recall", "distance"), strict=True):
-    for (name, rows), color, marker in zip(curves.items(), plotting.COLORS, "o^", strict=False):
-        axis.plot(
-            sweep, [row[key] for row in rows], color=color, marker=marker, markersize=4, label=name
-        )
+fig = plotting.curves(panels, "w")
+for axis in fig.axes:
     axis.axvspan(4, 8, color="0.9", zorder=0)
-    title = "distance to the teacher" if key == "distance" else key.replace("_", " ")
-    axis.set(xlabel="w", title=title)
-axes[0].legend(frameon=False, fontsize=8)
 plotting.show(
     fig,
-    alt="Frechet distance, precision, recall and distance to the teacher's 128-step sample against w from 0 to 8 for the teacher and "
-    "the 4-step student; the range above 4, where the student was not trained, is shaded.",
+    alt="Frechet distance, precision and recall against w from 0 to 8 for the teacher and "
+    "the 4-step student; the range above 4, where the student was not trained, is shaded. ALT",
 )
-plotting.show(
-    plotting.sample_grid(pictures, 10),
-    alt="Samples of teacher and student from the same noise at w = 4, the end of the trained range, and at w = 8. At w = 4 they agree; at "
-    "w = 8 the teacher's are bolder, and the student's look like samples of a smaller w.",
-)
-print("w            " + " ".join(f"{w:7g}" for w in sweep))
-for name, rows in curves.items():
-    for key, label in (
-        ("frechet_distance", "Frechet"),
-        ("recall", "recall"),
-        ("distance", "to teacher"),
-    ):
-        print(f"{name:16s} {label:11s}" + " ".join(f"{row[key]:6.3f}" for row in rows))
-for w, x in asked.items():
-    near = {own: distance(x, samples) for own, samples in allowed.items()}
-    own = min(near, key=near.get)
-    print(
-        f"asked for w = {w:g}, the student's samples are nearest to its own at w = {own:g} "
-        f"(rms {near[own]:.3f}; at w = 4: {near[4.0]:.3f})"
-    )
+plotting.show(plotting.image_rows(pictures), alt="ALT")
 
 # %% [markdown]
 # Inside the range the student follows its teacher, more and more loosely as $w$ grows: at $w = 4$ its samples are 0.13 from the teacher's, where the
@@ -442,7 +417,7 @@ for w, x in asked.items():
 # ## 6. One change at a time
 #
 # Now change one thing at a time and distil again, to 4 steps and to 1. Each change is one entry of this profile's recipe; its models
-# get folders of their own, so nothing is mixed up. The package brings only the models of the unchanged recipe, so these are trained here.
+# get folders of their own, so nothing is mixed up.
 #
 # - **The weighting** $\omega$ of both stages: SNR, truncated SNR, and SNR + 1 (ours: the plain error of $v$).
 #   The first two are those of [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512).
@@ -505,74 +480,45 @@ changes = {
     "random start": {"pretrained": False},
     "two students": None,
 }
-table, compared = {}, {}
 
 
-def add(name, model, n, w, own_teacher):
-    """A row of the table; `own_teacher` are samples of the teacher that this model had."""
-    (row,) = stages.evaluate_rows(model, model=name, steps=[n], weights=[w], **common)
-    x = own_teacher[w] if n == 128 else cd.generate(model, steps=n, w=w, **few)
-    table.setdefault((name, n), {})[w] = row | {"distance": distance(x, own_teacher[w])}
-
-
-for w in (0.0, 3.0):
-    add("teacher", teacher, 128, w, truth)
-for name, change in changes.items():
+def compare(name, change):
+    """Rows of the students of 8, 4, 2 and 1 steps that a changed recipe gives."""
     changed = cd.get_recipe(dataset, profile, seed=seed, **(change or {}))
-    if change is None:
-        distilled = pair = {
-            s.denoiser.steps: s for s in stages.train_two_students(changed, data, out)
-        }
-    else:
-        distilled = {s.steps: s for s in stages.train_stage_two(changed, data, out)}
-    compared[name] = distilled
-    possible = [w for w in (0.0, 3.0) if change is None or changed.w_min <= w <= changed.w_max]
-    own_teacher = truth
-    if name.startswith("predicts"):  # these students had a teacher of their own
-        own = cd.GuidedDenoiser(stages.train_teacher(changed, data, out), null=data.num_classes)
-        own_teacher = {w: cd.generate(own, steps=128, w=w, **few) for w in possible}
-        for w in possible:
-            add(f"{name}: teacher", own, 128, w, own_teacher)
-    for n in (4, 1):
-        for w in possible:
-            add(name, distilled[n], n, w, own_teacher)
+    inside = [w for w in (0.0, 3.0) if changed.w_min <= w <= changed.w_max]
+    train = stages.train_two_students if change is None else stages.train_stage_two
+    network, distilled = stages.train_teacher(changed, data, out), list(train(changed, data, out))
+    own = cd.GuidedDenoiser(network, null=data.num_classes)
+    truth = stages.teachers_own(own, data, recipe, out, steps=128, weights=inside)
+    rows = []
+    if name == "as in the course" or name.startswith("predicts"):  # the others share its teacher
+        rows += rows_of(own, f"{name}: teacher", [128], inside, truth=truth)
+    for student, n in zip(distilled[::-1], (1, 2, 4, 8), strict=False):
+        rows += rows_of(student, name, [n], inside, truth=truth)
+    return rows
+
+
+def compare_all():
+    return [row for name, change in changes.items() for row in compare(name, change)]
+
+
+plain = cd.get_recipe(dataset, profile, seed=seed)
+rows = pretrained.measured("comparisons", compare_all, plain, judge, out, again=retrain)
+
+# %% [markdown]
+# Nine distillations take half an hour on two cores, so what was measured of them comes with the package. (At an earlier time, when stage one of this recipe learned more slowly, and
+# the distances to the teacher were those of 100 samples.) With `retrain = True` all of it is done here, by the recipe of your profile.
 
 # %%
-keys = {"frechet_distance": "7.2f", "recall": "5.2f", "distance": "6.3f"}
-print(f"{recipe.samples} samples, {judge.name}, reference {judge.reference}, seed {seed}")
-print(f"distance to the model's own teacher of 128 steps: {len(few['labels'])} samples")
-print(f"{'':24s}           |  w = 0                 | w = 3")
-print(f"{'':24s} steps NFE | " + " | ".join(["Frechet recall distance"] * 2))
-for (name, n), rows in table.items():
-    nfe = next(iter(rows.values()))["nfe"]
-    cells = [
-        "  ".join(format(rows[w][key], form) for key, form in keys.items())
-        if w in rows
-        else f"{'-':>22s}"
-        for w in (0.0, 3.0)
-    ]
-    print(f"{name:24s} {n:5d} {nfe:3d} | " + "  | ".join(cells))
-
-# %%
-device = teacher.device
-z = torch.randn(100, *data.shape, generator=torch.Generator().manual_seed(seed)).to(device)
-labels = (torch.arange(100) % data.num_classes).to(device)
-print("the answer x at t = 1, w = 3: distance of the students' from that of their stage one")
-for name in ("weighting: SNR", "as in the course"):
-    with torch.no_grad():
-        own = stages.train_stage_one(
-            cd.get_recipe(dataset, profile, seed=seed, **changes[name]), data, out
-        )
-        before = own(z, 1.0, labels, 3.0).x
-        moved = {n: distance(s(z, 1.0, labels, 3.0).x, before) for n, s in compared[name].items()}
-    print(f"{name:18s}", ", ".join(f"{value:.3f} ({n} steps)" for n, value in moved.items()))
+values = {"frechet_distance": ".2f", "recall": ".2f", "distance_to_teacher": ".3f"}
+print(metrics.table([row for row in rows if row["steps"] in (128, 4, 1)], values))
 
 # %% [markdown]
 # One after the other (one seed and a few hundred samples for each row: small differences mean nothing):
 #
 # - **SNR** is as good as ours at 4 steps and useless at one. At $t = 1$ there is no signal, so its weight is exactly 0, and $t = 1$ is the only
 #   time at which a one-step student is asked. It has learned nothing. But the weight is 0 at $t = 1$ in *every* halving: why do 4 steps survive it? Nothing corrects the answer at $t = 1$
-#   after stage one; it only moves along with the others, as the last lines show, because all times share the weights. For a short step that is good enough: the first of 4 steps goes a quarter of the way, and the
+#   after stage one; it only moves along with the others, because all times share the weights. For a short step that is good enough: the first of 4 steps goes a quarter of the way, and the
 #   three others are trained to go on from there. For the whole way it is not. The truncation, $\max(\mathrm{SNR}, 1)$, is there for that, and with it all is well.
 # - **eps** fails, but not in the distillation: its *teacher* is as bad (51 at $w = 0$). At $t = 1$ the image follows from $x = (z - \sigma\varepsilon)/\alpha$ with $\alpha = 0$, so the
 #   first step of every sampler here multiplies the network's smallest error by thousands. A schedule that never quite reaches pure noise
@@ -594,25 +540,16 @@ for name in ("weighting: SNR", "as in the course"):
 # combination of two long jumps is not one long jump of the guided flow. **At how many steps does it begin to matter?**
 
 # %%
-both = [n for n in shown if n in pair]
-fig, axis = plotting.figure(width=5, height=3)
-for name, models, color, marker in (
-    ("two students, guided", pair, plotting.COLORS[1], "s"),
-    ("one student with w", students, plotting.COLORS[0], "^"),
-):
-    values = []
-    for n in both:
-        x = cd.generate(models[n], steps=n, w=3.0, **few)
-        values.append(distance(x, truth[3.0]))
-    axis.plot(both, values, color=color, marker=marker, label=name)
-axis.set(xscale="log", xlabel="steps", ylabel="distance to the teacher, w = 3", ylim=(0, None))
-axis.set_xticks(both, both)
-axis.minorticks_off()
-axis.legend(frameon=False)
+lines = {"as in the course": {}, "two students": {}}
+for row in rows:
+    if row["model"] in lines and row["w"] == 3.0:
+        lines[row["model"]][row["steps"]] = row["distance_to_teacher"]
+for name, line in lines.items():
+    print(f"{name}, steps:", ", ".join(f"{value:.3f} ({n})" for n, value in line.items()))
 plotting.show(
-    fig,
-    alt="Root mean square distance to the teacher's 128-step sample at w = 3 against steps, for the guided pair of students and "
-    "for the student with w as an input. The pair's distance grows as the steps become fewer.",
+    plotting.curves({"distance to the teacher, w = 3": lines}, "steps", log=True),
+    alt="Root mean square distance to the teacher's samples at w = 3 against steps, for the guided pair of students and "
+    "for the student with w as an input. The pair's distance grows as the steps become fewer, and crosses the other line, which is nearly flat.",
 )
 
 # %% [markdown]
@@ -634,8 +571,4 @@ plotting.show(
 # **Next:** the second half of the paper. In notebook 08 the pixels become latents, and the labels become text.
 
 # %%
-facts = checkpoints.provenance(
-    notebook="07_evaluation", recipe=recipe.name, seed=seed, data=data.hash[:16], split=data.split
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, data, "07_evaluation")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from cfgdistill.data.base import whole_levels
 from cfgdistill.data.named import load_data
-from cfgdistill.judge.plotting import image_panels, image_rows, save_images
+from cfgdistill.judge.plotting import image_panels, image_rows, quality_against_nfe, save_images
 
 
 def test_whole_levels_are_the_nearest_and_undo_a_batch():
@@ -59,3 +59,13 @@ def test_panels_stand_side_by_side_each_under_its_title():
     left, right = (axis.get_window_extent() for axis in fig.axes)
     assert left.x1 < right.x0 and left.y0 == right.y0
     assert [axis.get_title("left") for axis in fig.axes] == ["one", "two"]
+
+
+def test_rows_that_differ_in_their_seed_alone_are_one_point_with_its_spread():
+    about = {"model": "student", "sampler": "ddim", "nfe": 4}
+    rows = [{**about, "w": w, "recall": v} for w in (0.0, 3.0) for v in (0.2, 0.4, 0.6)]
+    fig = quality_against_nfe(rows, ["recall"])
+    assert [axis.get_title() for axis in fig.axes] == ["Recall, w = 0", "Recall, w = 3"]
+    line, _, (bar,) = fig.axes[1].containers[0]
+    assert line.get_xydata().tolist() == [[4, pytest.approx(0.4)]]
+    assert bar.get_segments()[0][:, 1].tolist() == pytest.approx([0.2, 0.6])

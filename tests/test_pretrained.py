@@ -9,6 +9,7 @@ import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -371,3 +372,21 @@ def test_the_python_code_of_the_readme_runs_as_it_stands(block, tmp_path, monkey
     for name, shape in shapes.items():
         if name in names:
             assert names[name].shape == shape and names[name].abs().max() <= 1
+
+
+def test_rows_of_a_long_measurement_are_made_once_and_found_where_they_are_shipped(
+    made, shipped, tmp_path, capsys
+):
+    judge, count = SimpleNamespace(name="a judge", reference="digits train"), iter(range(9))
+
+    def rows(again: bool):
+        make = lambda: [{"number": next(count)}]  # noqa: E731
+        return pretrained.measured("counted", make, RECIPE, judge, tmp_path, again=again)
+
+    assert rows(False) == [{"number": 0}] and "were made here" in capsys.readouterr().out
+    made.ship_rows(tmp_path / "digits-counted.json")
+    models.manifest.cache_clear()
+    assert rows(False) == [{"number": 0}]
+    said = capsys.readouterr().out
+    assert "come with the package" in said and "samples 30, seed 0, judge a judge" in said
+    assert rows(True) == [{"number": 1}]

@@ -53,7 +53,7 @@ from cfgdistill.judge.metrics import (
 )
 from cfgdistill.teachers.unet import build_text_unet, build_unet
 from cfgdistill.teachers.w_input import add_w_conditioning
-from cfgdistill.training.checkpoints import alone, fingerprint, read_card, write_json
+from cfgdistill.training.checkpoints import alone, fingerprint, provenance, read_card, write_json
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim
 from cfgdistill.training.progressive import distill_progressively, reset
@@ -459,6 +459,13 @@ def training_minutes(recipe: Recipe, out: str | Path) -> dict[str, float]:
         for card in (folder / stage).glob("**/card.json"):
             spent[card.parent.relative_to(folder).as_posix()] = read_card(card.parent)
     return {k: spent[k]["minutes"] for k in sorted(spent) if k.partition("/")[0] in stages}
+
+
+def print_provenance(recipe: Recipe, data: Data, notebook: str) -> None:
+    """What a reader needs to repeat a notebook: versions, git commit, recipe, seed and data."""
+    about = {"recipe": recipe.name, "seed": recipe.seed, "data": data.hash[:16]}
+    for key, value in provenance(notebook=notebook, **about, split=data.split).items():
+        print(f"{key}: {value}")
 
 
 def _finish(updates: Iterator) -> None:

@@ -465,8 +465,8 @@ def tabulate(rows: list[dict], values: dict[str, str]) -> list[list[str]]:
         for (key, form), w in itertools.product(values.items(), weights):
             found = [row[key] for row in own if row["w"] == w and key in row]
             numbers.append(format(statistics.mean(found), form) if found else "-")
-        ms = min(row["ms_per_image"] for row in own)
-        text.append([*map(str, first), *numbers, f"{ms:.2f}"])
+        ms = [row["ms_per_image"] for row in own if "ms_per_image" in row]
+        text.append([*map(str, first), *numbers, f"{min(ms):.2f}" if ms else "-"])
     return text
 
 
