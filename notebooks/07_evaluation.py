@@ -374,7 +374,7 @@ except ValueError as error:
 # %%
 inside, wide.w_range = wide.w_range, (0.0, 10.0)
 few = dict(shape=data.shape, labels=torch.arange(100) % data.num_classes, seed=seed)
-ladder = {w: cd.generate(teacher, steps=64, w=w, **few) for w in stages.w_ladder(recipe)}
+ladder = {w: cd.generate(teacher, steps=32, w=w, **few) for w in stages.w_ladder(recipe)}
 given, asked = {}, (0.0, 1.0, 2.0, 3.0, 4.0)
 for n in shown:
     line = given[f"student, {n}"] = {}
