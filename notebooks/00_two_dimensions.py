@@ -63,7 +63,7 @@ import torch
 
 import cfgdistill as cd
 from cfgdistill.core.names import one_of
-from cfgdistill.course import checks
+from cfgdistill.course import checks, widgets
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints
 
@@ -389,7 +389,36 @@ panels(pictures, 4, alt, reach=3.6)
 # guess is the average of the class, whatever the noise was. Guidance then exaggerates it, and at $w = 3$ the point lies
 # outside the data. With two and four steps there are arms again, but thinner and shorter
 # ones; at $w = 3$, two steps make them fans that scatter outwards.
-#
+
+# %% [markdown]
+# **Now you.** Black are walks in a few steps, grey those in 128 from the same noise, and the samples are coloured and grey likewise. How many steps does it take until black lies on grey, at $w = 0$ and at $w = 3$? And
+# which point does every first step head for, whatever the noise is?
+
+
+# %%
+def draw(steps, w, noise=noise[:600], classes=classes[:600]):  # of now: section 8 has others
+    few, many = (walk(teacher, noise, n, classes, w) for n in (steps, 128))
+    rmse = (few[-1] - many[-1]).square().mean().sqrt()
+    fig, axes = plotting.figure(1, 2, width=9.6, height=4.9)
+    titles = f"{steps} x 2 = {2 * steps} NFE, w = {w:g}", f"twelve of the walks; rmse {rmse:.2f}"
+    for axis, title in zip(axes, titles, strict=True):
+        axis.scatter(*many[-1].T, s=8, lw=0, color="0.8")
+        scatter(axis, few[-1], classes, title, reach=3.3, s=10)
+    axes[1].plot(*many[:, :12].unbind(-1), color="0.6", lw=2)
+    axes[1].plot(*few[:, :12].unbind(-1), color="black", lw=0.8, marker=".", ms=3)
+    axes[1].scatter(*noise[:12].T, s=16, facecolor="white", edgecolor="black", zorder=3)
+    return fig
+
+
+widgets.explore(
+    draw,
+    alt="Left: samples of the exact teacher in four steps at w = 2, coloured arms that are thinner than those of 128 steps, in grey behind them. Right: "
+    "twelve of the walks, broken lines in black, beside smooth grey curves from the same white circles; the broken ones overshoot the bends.",
+    steps=(4, 1, 64, 1),
+    w=(2.0, 0.0, 3.0, 0.5),
+)
+
+# %% [markdown]
 # So a one-step model cannot be a denoiser. It has to answer another question: not *what is the
 # average of all $x$ behind this $z_1$*, but *where does the walk that starts at $z_1$ end?* That question has one
 # answer, which can be learned. Two stages get us there.

@@ -63,7 +63,7 @@ import os
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import checks
+from cfgdistill.course import checks, widgets
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints
 
@@ -489,6 +489,62 @@ for t, s in ((1.0, 0.5), (1.0, 0.0), (0.4, 0.3), (0.0, 0.25)):  # the last one g
     worst_v = max(worst_v, (v - true.v).abs().max().item())
 print(f"a DDIM step is a rotation, to 1e-12: {worst_step < 1e-12}")
 print(f"implied_v undoes it, to 1e-12: {worst_v < 1e-12}")
+
+# %% [markdown]
+# **Now you.** All of this in one figure that you can break: the network's output is off by an `error`, on the left in the plane of $x$ and $\varepsilon$, on the right by as much in the pixels. Let it predict
+# each of the three, and move $t$ to both ends. Which predictions survive a step from $t = 0.98$ to $s = 0$, and which one from $t = 0.02$ up to $s = 1$?
+
+
+# %%
+def off_by(error, x, eps, t, s, predicts):
+    """z_t, what a network says whose output is off by an error, and the z_s that it steps to."""
+    z, (alpha, sigma) = schedule.add_noise(x, eps, t), schedule.alpha_sigma(t)
+    v = cd.expand(alpha, x) * eps - cd.expand(sigma, x) * x
+    output = getattr(cd.Prediction(x, eps, v), predicts) + error
+    said = cd.convert(output, z, alpha, sigma, predicts)
+    return {
+        "z_t": z,
+        r"\hat x": said.x,
+        r"\hat\varepsilon": said.eps,
+        "z_s": cd.ddim_step(said, s, schedule),
+    }
+
+
+plane, slanted = torch.eye(2)[:, None], torch.tensor([[0.6, 0.8]])
+digit, its_noise = x[3:4], eps[3:4]
+grain = torch.randn(digit.shape, generator=torch.Generator().manual_seed(1))
+
+
+def draw(t, s, error, predicts):
+    t, s = torch.tensor([t]), torch.tensor([s])
+    right, wrong = (off_by(size * slanted, *plane, t, s, predicts) for size in (0, error))
+    widths = {"width_ratios": (1.5, 1, 1, 1)}
+    fig, axes = plotting.figure(1, 4, width=11, height=3.3, gridspec_kw=widths)
+    circle = torch.linspace(-0.5, torch.pi / 2 + 0.5, 200)
+    axes[0].plot(circle.cos(), circle.sin(), color="0.8")
+    for name, color, marker in zip(wrong, plotting.COLORS, "os^d", strict=False):
+        off = f"${name}$, off by {(wrong[name] - right[name]).norm():.2f}"
+        axes[0].plot(*torch.cat([right[name], wrong[name]]).T, color=color)
+        axes[0].plot(*wrong[name].T, marker, color=color, label=off)
+    axes[0].set(
+        aspect="equal", xlim=(-0.5, 1.4), ylim=(-0.6, 1.3), xlabel="$x$", ylabel=r"$\varepsilon$"
+    )
+    axes[0].legend(frameon=False, loc="center right", bbox_to_anchor=(-0.1, 0.5))
+    images = off_by(error * grain, digit, its_noise, t, s, predicts)
+    for axis, name in zip(axes[1:], ("z_t", r"\hat x", "z_s"), strict=True):
+        plotting.draw_images(axis, images[name], 1, f"${name}$")
+    return fig
+
+
+widgets.explore(
+    draw,
+    alt="Left: the circle, with z_t on it at t = 0.8. The network predicts eps, off by 0.2; the x that follows is off by three times as much, and the z_s that it "
+    "steps to lies well inside the circle. Right: a digit under noise, a spotted guess of it, and both mixed for s = 0.4.",
+    t=(0.8, 0.02, 0.98, 0.02),
+    s=(0.4, 0.0, 1.0, 0.05),
+    error=(0.2, 0.0, 0.5, 0.05),
+    predicts=["eps", "x", "v"],
+)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 7. Does your schedule end in pure noise?
