@@ -526,9 +526,9 @@ def draw(t, s, error, predicts):
         off = f"${name}$, off by {(wrong[name] - right[name]).norm():.2f}"
         axes[0].plot(*torch.cat([right[name], wrong[name]]).T, color=color)
         axes[0].plot(*wrong[name].T, marker, color=color, label=off)
-    axes[0].set(
-        aspect="equal", xlim=(-0.5, 1.4), ylim=(-0.6, 1.3), xlabel="$x$", ylabel=r"$\varepsilon$"
-    )
+    axes[0].set(aspect="equal", xlim=(-0.5, 1.4), ylim=(-0.6, 1.3))
+    axes[0].set_xticks([0, 1], ["0", "$x$"])
+    axes[0].set_yticks([0, 1], ["0", r"$\varepsilon$"])
     axes[0].legend(frameon=False, loc="center right", bbox_to_anchor=(-0.1, 0.5))
     images = off_by(error * grain, digit, its_noise, t, s, predicts)
     for axis, name in zip(axes[1:], ("z_t", r"\hat x", "z_s"), strict=True):

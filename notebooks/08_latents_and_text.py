@@ -56,7 +56,7 @@ import os
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import checks, stages
+from cfgdistill.course import checks, stages, widgets
 from cfgdistill.data.autoencoder import psnr
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints
@@ -514,6 +514,38 @@ plotting.show(
 # strawberry black. *Things* do not: the purple cat has no face, the circle is not hollow, and the tiger is just another yellow face. What the model paints
 # well are the pictures of the training set; it has not learnt a language. Stable Diffusion has seen about a million times as many pictures.
 #
+# **Now you.** Type a prompt. In the first row is what the teacher draws from three noises, and below each picture the nearest of all training pictures, with its name. Which prompts
+# does it know by heart, whatever the noise is? And into how many pieces fall the words that it gets wrong?
+
+# %%
+known = images.all()[0]
+
+
+def draw(prompt, w, steps, seed):
+    cond = text.tokens([prompt] * 3)
+    how = dict(steps=steps, w=w, seed=seed, decode=data.decode)
+    x = cd.generate(teacher, data.shape, cond, **how).cpu()
+    nearest = torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)
+    fig, axes = plotting.figure(2, 3, width=7.2, height=5)
+    for (above, below), picture, row in zip(axes.T, x, nearest, strict=True):
+        plotting.draw_images(above, picture[None], 1)
+        plotting.draw_images(below, known[row][None], 1, images.class_names[images.labels[row]])
+    words = text.tokenizer.convert_ids_to_tokens(cond[0].tolist())
+    fig.suptitle("   ".join(word for word in words if not word.startswith("<|")))
+    return fig
+
+
+widgets.explore(
+    draw,
+    alt="The pieces of the prompt, red and heart, over two rows of three pictures. In the first the teacher's, from three noises, all nearly the same red heart; in the "
+    "second the nearest training picture of each, which is always the one named red heart.",
+    prompt="red heart",
+    w=(2.0, 0.0, 6.0, 0.5),
+    steps=(4, 1, 8, 1),
+    seed=(0, 0, 20, 1),
+)
+
+# %% [markdown]
 # ## Further questions
 #
 # 1. Train an autoencoder with one more halving (`vae_channels=(48, 64, 96)`, with an `out` of its own; 4 minutes). What do reconstructions lose, and how much faster is

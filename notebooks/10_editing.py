@@ -55,7 +55,7 @@ from pathlib import Path
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import checks, stages
+from cfgdistill.course import checks, stages, widgets
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
@@ -398,6 +398,34 @@ for name, value, ought in (("everything", 1.0, plain), ("nothing", 0.0, latents)
 # nose sits in the cat's head. The seam is sharp, in the teacher's row too: each prompt contradicts the half that is kept, and the training set has no heart that is
 # half red and half blue. Here, too, four evaluations do what a hundred do, failures included.
 #
+# **Now you.** A rectangle of the picture is drawn anew; where it covers everything, this is image to image. `top` and `left` are its corner, `height` and `width` its size, in cells of latents. What does
+# a small `strength` do in a small rectangle? And which caption mends the picture that it stands in best?
+
+
+# %%
+def draw(picture, prompt, strength, top, left, height, width):
+    k, asked = [names.index(picture)], tokens([prompt])
+    mask, hole = masks(1, slice(top, top + height), slice(left, left + width))
+    shown = {picture: x[k], "what is kept": x[k] * (1 - hole) + 0.6 * hole}
+    for name, model, steps, each in (("student", students[4], 4, 1), ("teacher", teacher, 8, 2)):
+        z = cd.last(cd.inpaint(model, latents[k], mask, eps[k], steps, strength, asked, w))
+        shown[f"{name}, {round(strength * steps) * each} NFE"] = data.decode(z)
+    return plotting.image_panels(shown, width=2.2)
+
+
+widgets.explore(
+    draw,
+    alt="todo",
+    picture=names,
+    prompt="blue heart",
+    strength=[1.0, 0.75, 0.5, 0.25],
+    top=(side // 2, 0, side - 1, 1),
+    left=(0, 0, side - 1, 1),
+    height=(side // 2, 1, side, 1),
+    width=(side, 1, side, 1),
+)
+
+# %% [markdown]
 # ## 3. Style transfer with a distilled encoder
 #
 # Noise that is added at random knows nothing of the picture. Noise that is *found*, by running the flow upwards (notebook 06), is the noise from which this very
