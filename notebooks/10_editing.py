@@ -398,8 +398,8 @@ for name, value, ought in (("everything", 1.0, plain), ("nothing", 0.0, latents)
 # nose sits in the cat's head. The seam is sharp, in the teacher's row too: each prompt contradicts the half that is kept, and the training set has no heart that is
 # half red and half blue. Here, too, four evaluations do what a hundred do, failures included.
 #
-# **Now you.** A rectangle of the picture is drawn anew; where it covers everything, this is image to image. `top` and `left` are its corner, `height` and `width` its size, in cells of latents. What does
-# a small `strength` do in a small rectangle? And which caption mends the picture that it stands in best?
+# **Now you.** The grey rectangle is drawn anew; where it covers everything, this is image to image. `top` and `left` are its corner, `height` and `width` its size, in cells of latents. Take the cat's
+# face out of its head and give it back with `cat face`, then with `dog face`. And at which `strength` does the sun become a heart, if all of it may change?
 
 
 # %%
@@ -415,7 +415,8 @@ def draw(picture, prompt, strength, top, left, height, width):
 
 widgets.explore(
     draw,
-    alt="todo",
+    alt="A red heart, the same with its lower half greyed out, and the lower half drawn anew for the prompt blue heart, by the student in 4 evaluations and by the "
+    "teacher in 16: in both it is the blue tip of the same heart.",
     picture=names,
     prompt="blue heart",
     strength=[1.0, 0.75, 0.5, 0.25],
