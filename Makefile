@@ -22,7 +22,7 @@ help:
 	@echo "make notebooks  execute the scripts again and write the .ipynb files; NAMES=\"02 03\" for some;"
 	@echo "                without DATASET they walk on CIFAR-10 where it is on this disk"
 	@echo "make editions   notebooks for a class, with blanks, for teachers and for nbgrader: out/editions"
-	@echo "make lint       ruff, check and format"
+	@echo "make lint       ruff, check and format, and spelling"
 	@echo "make book       the notebooks as a site, with students that draw in a browser: out/book"
 	@echo "make slides     slides of five notebooks for a projector, NAMES=00 for one: out/slides"
 	@echo "make wheelhouse  all that the notebooks need, to install them in a room without a network"
@@ -74,6 +74,7 @@ SHAPES := --jaxtyping-packages=cfgdistill,beartype.beartype  # checked at every 
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
 	  $(BIN)/python -m pytest tests/test_pretrained.py -k "not wheel" $(SHAPES)
 	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(SHAPES)
@@ -144,6 +145,7 @@ wheel: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/codespell
 
 clean:
 	rm -rf out .pytest_cache .ruff_cache
