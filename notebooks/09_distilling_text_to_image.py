@@ -197,7 +197,7 @@ widgets.explore(
     "that of the student is the darker one.",
     prompt="angry face",
     w=(1.0, recipe.w_min, recipe.w_max, 0.1),
-    steps=[4, *(n for n in shown if n != 4)],
+    steps=[4, *(n for n in students if n != 4)],
     seed=(0, 0, 20, 1),
 )
 
