@@ -26,6 +26,7 @@ from cfgdistill.training.environment import flag, refuse_launchers
 
 ABOUT = """Distillation of classifier-free-guided diffusion models (Meng et al., CVPR 2023).
 
+  plan       what a training of Stable Diffusion will need: GiB and hours, before it starts
   train      a guided teacher: one network, two evaluations per step, hundreds of steps
   distill    stage one (w becomes an input), then stage two (half as many steps, again and again)
   sample     images from any of the models, as a png or as safetensors
@@ -206,6 +207,12 @@ def parser() -> argparse.ArgumentParser:
         )
         to.add_argument("--seed", type=_whole(0, 2**63 - 1), default=0, help="of the noise (0)")
 
+    plan = verb(_plan)
+    plan.add_argument(
+        "--tflops", type=_tflops, default=11.5, help="what the GPU does in a second (11.5, a T4)"
+    )
+    add_recipe(plan)
+
     train = verb(_train)
     add_recipe(train)
 
@@ -288,6 +295,15 @@ def _weight(text: str) -> float:
     raise argparse.ArgumentTypeError(f"write a number such as 1.5, up to 1000, not {text[:40]!r}")
 
 
+def _tflops(text: str) -> float:
+    try:
+        if 0 < float(text) < math.inf:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"write a number above 0, such as 11.5, not {text[:40]!r}")
+
+
 def _text(given: str) -> str:
     """What was typed, also where the locale knows ASCII only."""
     try:
@@ -297,6 +313,24 @@ def _text(given: str) -> str:
 
 
 # ---- verbs ----------------------------------------------------------------------------------
+
+
+def _plan(given) -> dict:
+    """say what training students of Stable Diffusion will need
+
+    GiB of a GPU and hours of it, for --dataset sd and a profile, without a GPU and without the
+    weights: bytes and operations are counted for one example, and guidance costs what it costs.
+    --set base=NAME plans for another base than Stable Diffusion 1.5. Not counted: what kernels and
+    the allocator add; leave a quarter of the card free.
+    """
+    from cfgdistill.course.planner import configuration, plan
+
+    recipe = _recipe(given)
+    unet = configuration(recipe.base) if recipe.track == "sd" and recipe.base else None
+    needs = plan(recipe, unet, given.tflops)
+    parts = needs._asdict().items()
+    sums = {name: {**part, "sum": sum(part.values())} for name, part in parts}
+    return {name: {k: float(f"{v:.3g}") for k, v in part.items()} for name, part in sums.items()}
 
 
 def _train(given) -> dict:

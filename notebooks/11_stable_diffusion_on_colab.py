@@ -64,7 +64,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from peft import LoraConfig
 
 import cfgdistill as cd
-from cfgdistill.course import checks, stages
+from cfgdistill.course import checks, planner, stages, widgets
 from cfgdistill.export.lora import export_lora
 from cfgdistill.export.stock import export
 from cfgdistill.judge import plotting
@@ -430,6 +430,48 @@ assert checks.hours_of_training(hours_of_training).startswith("Right")
 # </details>
 
 # %% [markdown]
+# **And the activations?** They need no GPU to be counted either. On PyTorch's *meta* device tensors have shapes and no memory: one update of the real U-Net runs
+# there in seconds, and we add up what it would hold at most, and what it computes. What autocast keeps in single precision, what the
+# allocator rounds up and the kernels themselves are not in it, and nobody has measured it here: leave a quarter of the card free. **What does a larger batch cost, and what
+# does checkpointing save?** (On the command line: `cfgdistill plan --dataset sd --profile colab`.)
+
+
+# %%
+def drawn_plan(batch, rank, checkpointing, eight_bit, tflops):
+    choice = dict(batch=batch, lora=rank, checkpointing=checkpointing, eight_bit=eight_bit)
+    needs = planner.plan(cd.get_recipe("sd", "colab", **choice), tflops=tflops)
+    fig, axis = plotting.figure(width=7.5, height=2.8)
+    axis.barh([*needs.gib], [*needs.gib.values()], color=plotting.COLORS[0])
+    axis.axvline(14.6, color=plotting.COLORS[1])
+    axis.invert_yaxis()
+    gib, hours = sum(needs.gib.values()), sum(needs.hours.values())
+    axis.set_title(f"{gib:.1f} GiB of a T4's 14.6 (the line), {hours:.1f} hours", fontsize=10)
+    axis.set(xlabel="GiB")
+    return fig
+
+
+widgets.explore(
+    drawn_plan,
+    "Bars of GiB: the frozen weights 1.6, activations 2.3, and all that belongs to the changes a quarter or less each. The sum is 4.8, "
+    "a third of what a T4 has.",
+    batch=(4, 1, 16, 1),
+    rank=[64, 8, 16, 32],
+    checkpointing=True,
+    eight_bit=True,
+    tflops=(11.5, 5.0, 200.0, 0.5),
+)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+needs = planner.plan(cd.get_recipe("sd", "colab"))
+for change in ({"batch": 8}, {"batch": 16}, {"checkpointing": False}, {"lora": 8}):
+    other = planner.plan(cd.get_recipe("sd", "colab", **change))
+    space, time = (sum(b.values()) / sum(a.values()) for a, b in zip(needs, other, strict=True))
+    print(f"{change}: {space:.1f} times the memory, {time:.1f} times the hours")
+
+# %% [markdown]
+# The batch may be larger than it is, if there are hours for it. A small rank saves next to nothing: it is the base that weighs, and activations.
+#
 # ## What the base is asked, and where
 #
 # The package writes captions as a person does: a subject, often a place and a light, a style; 4,000 of them, and 400 others, about subjects that those never name, to look
@@ -595,7 +637,8 @@ for changes in ({"base": None}, {"prediction_type": "eps"}):
 # %% [markdown]
 # ## Further questions
 #
-# 1. Which of the parts of a T4's diet could be left out? Compute the sum for `lora=8`, and for a teacher that does not share the student's frozen weights.
+# 1. Which of the parts of a T4's diet could be left out? Compute the sum for a teacher that does not share the student's frozen weights, and plan for the base that you have
+#    (`planner.configuration`).
 # 2. Give it your own captions in a text file, and look at `data.decode(data.stored)`. Does a caption that is twice as long look twice as good?
 # 3. Sample the *same* student with the scheduler of the mended schedule and with that of Stable Diffusion's own. (`stock_scheduler` takes any schedule.) What changes?
 # 4. At `colab`: ask for "a solid black background" with the base and with a student. Which images, and which loss, would teach a student to paint it?

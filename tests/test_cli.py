@@ -277,14 +277,16 @@ def test_evaluation_uses_the_classifier_beside_the_model_or_makes_one_where_told
     assert Path(MODELS["classifier"], "card.json").stat().st_mtime_ns == kept
 
 
-@pytest.mark.parametrize("verb", ["", "train", "distill", "sample", "evaluate"])
+@pytest.mark.parametrize("verb", ["", "plan", "train", "distill", "sample", "evaluate"])
 def test_help_teaches_every_verb_and_every_option(capsys, verb):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"] if verb else ["--help"])
     said = capsys.readouterr().out
     assert stop.value.code == 0 and max(map(len, said.splitlines())) <= 100
     if verb == "":
-        assert all(f"  {name} " in said for name in ("train", "distill", "sample", "evaluate"))
+        assert all(
+            f"  {name} " in said for name in ("plan", "train", "distill", "sample", "evaluate")
+        )
         assert "accelerate launch" in said and "130" in said
     else:
         assert "guid" in said or "Stage one" in said or "Frechet" in said
@@ -295,6 +297,7 @@ def test_help_teaches_every_verb_and_every_option(capsys, verb):
 STUDENT, TEACHER = MODELS["student"], MODELS["teacher"]
 REFUSED = {
     "train --dataset digit": "no data set 'digit': did you mean 'digits'",
+    "plan --dataset digits": "Plans are for Stable Diffusion",
     "train --profile lapto": "no profile 'lapto': did you mean 'laptop'",
     "train --set chanels=(8,16)": "no setting 'chanels': did you mean 'channels'",
     "train --set dataset=cifar10": "no setting 'dataset'",
