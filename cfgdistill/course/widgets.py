@@ -5,9 +5,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from io import BytesIO
 
-from matplotlib.figure import Figure
-
-from cfgdistill.judge.plotting import show
+from cfgdistill.judge.plotting import Figure, show
 from cfgdistill.training.environment import flag
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
