@@ -486,7 +486,9 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(kernel_environment(Path(folder)))
         if options.verb == "build":
-            os.environ["CFGDISTILL_DATASET"] = options.dataset
+            os.environ.pop("CFGDISTILL_DATASET", None)
+            if options.dataset:
+                os.environ["CFGDISTILL_DATASET"] = options.dataset
             os.environ["CFGDISTILL_PROFILE"] = options.profile
             for script in select(options.notebooks, options.names):
                 build(script, out)
