@@ -439,7 +439,7 @@ for n, w in product((8, 2), (0.0, 3.0)):
 # a student is good when it is like *its* teacher, and the two kinds of students have different teachers, the same network under two samplers. So the
 # many-step teacher is asked as well, by both.
 #
-# One seed of a few hundred samples says little. **Which differences are real?** Four seeds of the noise, as mean and standard deviation. That is eight times
+# One seed of a few hundred samples says little. **Which differences are real?** Four seeds of the noise, as mean and standard deviation. That is four times
 # the work, so the rows come with the package, and the next cell measures one of them again. With `retrain = True` all of them are made here.
 
 # %%
