@@ -31,7 +31,7 @@
 # | profile | hardware | time, if all is trained here |
 # | --- | --- | --- |
 # | `smoke` | any CPU | under a minute |
-# | `laptop` | two CPU cores | five minutes on digits, after stage one |
+# | `laptop` | two CPU cores | ten minutes on digits, after stage one |
 # | `colab` | one free T4 | `dataset = "cifar10"`: about a third of a session |
 # | `paper` | a large GPU | the published budget |
 #
