@@ -276,18 +276,30 @@ taught = {
 teachers = {name: cd.GuidedDenoiser(network, null, rule) for name, rule in taught.items()}
 start = stages.train_stage_one(recipe, data, out)
 students = {"classifier-free": start}
-for name, teacher in teachers.items():
-    if name in students:
-        continue
+
+
+def distil(name):
     students[name] = start.copy()
     for _ in cd.train(
         students[name],
-        cd.stage_one_loss(teacher, start.w_range, w_power=1.2, balanced=True),
+        cd.stage_one_loss(teachers[name], start.w_range, w_power=1.2, balanced=True),
         data,
         cd.Optim(updates=3 if smoke else 400, batch=64, rate=1e-3, faster={"cond_proj": 10.0}),
         cd.Run(name, seed=seed),
     ):
         pass
+
+
+for name in ("interval", "APG"):
+    distil(name)
+
+# %%
+for name in ("CFG-Zero*", "rescaled"):
+    distil(name)
+
+# %%
+for name in ("autoguidance", "classifier"):
+    distil(name)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **Do they obey?** The strength that each delivers when it is asked for 1, 2 and 4: where, on the line from no guidance to the rule's own answer, its
