@@ -1,6 +1,7 @@
 """What all tests share. Nothing of cfgdistill is imported here: the shape checks come first."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -13,6 +14,9 @@ for name, normal in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.S
     number = getattr(signal, name, None)  # Windows has no SIGHUP
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, normal)
+
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+QUIET += ["--disable-component-update", "--no-first-run"]
 
 # Minutes, in this order.
 LONG = ["test_sharding.py", "test_processes.py", "test_faults.py", "test_course.py"]
@@ -35,3 +39,16 @@ def pytest_collection_modifyitems(items):
     sign = -1 if "PYTEST_XDIST_WORKER" in os.environ else 1
     rank = {name: sign * place for place, name in enumerate(LONG, 1)}
     items.sort(key=lambda item: rank.get(item.path.name, 0))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that is there; without one, what needs it is skipped."""
+    api = pytest.importorskip("playwright.sync_api")
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    if not any(found):
+        pytest.skip("There is no Chromium: apt install chromium.")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=next(filter(None, found)), args=QUIET)
+        yield browser
+        browser.close()

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import shutil
 import threading
 from html import escape
 from html.parser import HTMLParser
@@ -27,8 +26,6 @@ pytest.importorskip("sphinx_book_theme")
 PICTURES = Path(__file__).parents[1] / "out" / "book-pictures"  # kept, to be looked at
 EMOJI = Path(__file__).parents[1] / "data" / "emoji"
 WAIT = 600_000  # milliseconds, which only ends what hangs
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-QUIET += ["--disable-component-update", "--no-first-run"]
 
 
 class Silent(SimpleHTTPRequestHandler):
@@ -53,18 +50,6 @@ def base(site):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    if not any(found):
-        pytest.skip("There is no Chromium: apt install chromium.")
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=next(filter(None, found)), args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -442,10 +442,51 @@ def printed(cell) -> list:
     ]
 
 
+# What a kernel does before the first cell: from then on figures are drawn at all ends of controls.
+ENDS = """
+import matplotlib.pyplot as plt
+
+from cfgdistill.course import widgets
+
+still = widgets.explore
+
+
+def explore(draw, alt, **controls):
+    start = {name: widgets._start(control) for name, control in controls.items()}
+    for name, control in controls.items():
+        ends = {tuple: lambda: control[1:3], list: lambda: control[1:], str: lambda: ["", "?"]}
+        for end in ends.get(type(control), lambda: [not control])():
+            plt.close(draw(**{**start, name: end}))
+    still(draw, alt, **controls)
+    print("moved:", *controls)
+
+
+widgets.explore = explore
+"""
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """The controls of a notebook are moved when it is executed."""
+    plain = course.kernel_environment
+
+    def kernel_environment(folder: Path) -> dict[str, str]:
+        first = folder / "ipython" / "profile_default" / "startup" / "ends.py"
+        first.parent.mkdir(parents=True)
+        first.write_text(ENDS)
+        return plain(folder)
+
+    monkeypatch.setattr(course, "kernel_environment", kernel_environment)
+
+
 def check(done: Done, script: Path, out: Path) -> None:
+    """Nothing failed, what is compared is as stored, and the figures have been moved."""
     assert done.code == 0, done.out + done.said
     executed = out / "notebooks" / script.with_suffix(".ipynb").name
     assert not [*differences(executed, script.with_suffix(".ipynb"))]
+    for cell in course.code_cells(nbformat.read(executed, as_version=4)):
+        if "widgets.explore(" in cell.source:
+            assert any("moved: " in output.get("text", "") for output in cell.outputs)
 
 
 @pytest.fixture(scope="session")
@@ -470,7 +511,9 @@ def of_the_course(*scripts: Path):
 
 @pytest.mark.timeout(6000)
 @of_the_course(*SCRIPTS)
-def test_notebook_trains_its_models_at_smoke_and_repeats_what_is_stored(script, course_out, tool):
+def test_notebook_trains_its_models_at_smoke_and_repeats_what_is_stored(
+    script, course_out, tool, moved
+):
     done = tool("run", script.stem, "--out", course_out, CFGDISTILL_RETRAIN="1")
     check(done, script, course_out)
 
@@ -478,7 +521,7 @@ def test_notebook_trains_its_models_at_smoke_and_repeats_what_is_stored(script, 
 @pytest.mark.timeout(6000)
 @of_the_course(*SCRIPTS[:10])
 def test_notebook_with_models_of_the_package_repeats_what_is_stored_on_another_processor(
-    script, course_out, tool
+    script, course_out, tool, moved
 ):
     """All last bits may differ with other kernels, and no word of what is compared.
 
@@ -493,7 +536,7 @@ def test_notebook_with_models_of_the_package_repeats_what_is_stored_on_another_p
 @pytest.mark.timeout(6000)
 @pytest.mark.xdist_group("notebooks on cifar10")
 @pytest.mark.parametrize("script", ON_IMAGES, ids=lambda script: script.stem)
-def test_notebook_runs_on_cifar10(script, course_out, tool):
+def test_notebook_runs_on_cifar10(script, course_out, tool, moved):
     arguments = ["--dataset", "cifar10", "--out", course_out / "cifar10"]
     done = tool("run", script.stem, *arguments, CFGDISTILL_RETRAIN="1")
     assert done.code == 0, done.out + done.said

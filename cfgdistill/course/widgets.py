@@ -3,9 +3,9 @@
 import sys
 from base64 import b64encode
 from collections.abc import Callable
-from io import BytesIO
+from html import escape
 
-from cfgdistill.judge.plotting import Figure, show
+from cfgdistill.judge.plotting import Figure, png, show
 from cfgdistill.training.environment import flag
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -34,21 +34,30 @@ def explore(draw: Callable[..., Figure], alt: str, **controls) -> None:
 
     made = {name: _widget(ipywidgets, name, control) for name, control in controls.items()}
 
+    still = b64encode(png(first)).decode()
+
     def redraw(**values) -> None:
-        if values == start:
-            show(first, alt)
-        else:
-            now = ", ".join(f"{name.replace('_', ' ')} {each}" for name, each in values.items())
-            show(draw(**values), f"The same figure with {now}.")
+        image, said = still, alt
+        if values != start:
+            now = (f"{name.replace('_', ' ')} {_plain(each)}" for name, each in values.items())
+            image, said = (
+                b64encode(png(draw(**values))).decode(),
+                f"The same figure with {', '.join(now)}.",
+            )
+        # As HTML: JupyterLab gives a png no alt text.
+        html = f'<img src="data:image/png;base64,{image}" alt="{escape(said)}">'
+        display({"text/html": html, "text/plain": said}, raw=True)
 
     picture = ipywidgets.interactive_output(redraw, made)
     box = ipywidgets.VBox([*made.values(), picture])
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-    still = BytesIO()
-    first.savefig(still, format="png")
-    png = b64encode(still.getvalue()).decode()
-    data = {WIDGET: view, "text/plain": alt, "image/png": png}
+    data = {WIDGET: view, "text/plain": alt, "image/png": still}
     display(data, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def _plain(value) -> str:
+    """A value as its slider shows it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _start(control):

@@ -51,6 +51,14 @@ def show(fig: Figure, alt: str, path: str | Path | None = None) -> None:
     display(fig, metadata={"image/png": {"alt": alt}})
 
 
+def png(fig: Figure) -> bytes:
+    """A figure as a notebook displays it; closed, or the notebook would do so once more."""
+    file = BytesIO()
+    fig.savefig(file, format="png", bbox_inches="tight")
+    plt.close(fig)
+    return file.getvalue()
+
+
 def mosaic(x: Tensor, columns: int) -> Tensor:
     """Images [n, c, h, w] in [-1, 1] as one picture [H, W, c] in [0, 1], row by row, on white."""
     n, c, h, w = x.shape
