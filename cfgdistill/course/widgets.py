@@ -33,17 +33,13 @@ def explore(draw: Callable[..., Figure], alt: str, **controls) -> None:
     from IPython.display import display
 
     made = {name: _widget(ipywidgets, name, control) for name, control in controls.items()}
-
-    still = b64encode(png(first)).decode()
+    still = _base64(first)
 
     def redraw(**values) -> None:
         image, said = still, alt
         if values != start:
             now = (f"{name.replace('_', ' ')} {_plain(each)}" for name, each in values.items())
-            image, said = (
-                b64encode(png(draw(**values))).decode(),
-                f"The same figure with {', '.join(now)}.",
-            )
+            image, said = _base64(draw(**values)), f"The same figure with {', '.join(now)}."
         # As HTML: JupyterLab gives a png no alt text.
         html = f'<img src="data:image/png;base64,{image}" alt="{escape(said)}">'
         display({"text/html": html, "text/plain": said}, raw=True)
@@ -53,6 +49,10 @@ def explore(draw: Callable[..., Figure], alt: str, **controls) -> None:
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     data = {WIDGET: view, "text/plain": alt, "image/png": still}
     display(data, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def _base64(fig: Figure) -> str:
+    return b64encode(png(fig)).decode()
 
 
 def _plain(value) -> str:
