@@ -462,7 +462,6 @@ widgets.explore(
 )
 
 # %%
-# NBVAL_CHECK_OUTPUT
 needs = planner.plan(cd.get_recipe("sd", "colab"))
 for change in ({"batch": 8}, {"batch": 16}, {"checkpointing": False}, {"lora": 8}):
     other = planner.plan(cd.get_recipe("sd", "colab", **change))
