@@ -3,6 +3,7 @@
 import math
 import re
 
+import jupytext
 import kit
 import pytest
 
@@ -35,15 +36,28 @@ def test_an_exercise_that_serves_no_aim_is_listed_and_one_that_is_gone_is_told()
 def test_minutes_are_those_of_reading_and_of_all_exercises(tmp_path):
     script = tmp_path / "07_small.py"
     script.write_text(
-        "# %% [markdown]\n# # 07 · Small\n#\n# **You will**\n#\n# - see.\n#\n# Allow 30\n# minutes "
-        "to read it.\n#\n# ### Exercise 1: a title *(derive, 4 minutes)*\n\n"
-        '# %% nbgrader={"grade_id": "it", "solution": true}\nx = 1\n'
+        "# %% [markdown]\n# # 07 · Small\n#\n# **You will**\n#\n# - see.\n#\n# "
+        + "word " * 590
+        + "\n#\n# ### Exercise 1: a title *(derive, 4 minutes)*\n\n"
+        '# %% nbgrader={"grade_id": "it", "solution": true}\n'
+        + "x = 1\n# no code\n\n" * 31
+        + '\n# %% [markdown] tags=["solution"]\n# '
+        + "long " * 900
     )
-    one = kit.chapter(script)
-    assert (one.title, one.aims, one.minutes) == ("07 · Small", "- see.", 34)
+    one = kit.chapter(script)  # a little over 600 words at 150, and 31 lines at 30
+    assert (one.title, one.aims) == ("07 · Small", "- see.")
+    assert (one.reading, one.doing, one.minutes) == (10, 4, 14)
+    assert one.pace == "Allow about 10 minutes to read it, and 5 for the exercises."
     assert one.exercises == [kit.Exercise("it", "07_small", "1", "a title", "derive", 4)]
-    script.write_text("# %% [markdown]\n# # 07\n#\n# " + "word " * 998 + "\n")
-    assert kit.chapter(script).minutes == 20  # a thousand words at fifty a minute
+    script.write_text("# %% [markdown]\n# # 07\n#\n# " + "word " * 1498 + "\n")
+    assert kit.chapter(script).pace == "Allow about 10 minutes to read it."
+
+
+@pytest.mark.parametrize("one", CHAPTERS, ids=lambda one: one.stem)
+def test_a_notebook_says_first_how_long_it_takes(one):
+    script = kit.ROOT / "notebooks" / f"{one.stem}.py"
+    first = jupytext.read(script).cells[0].source
+    assert one.pace in " ".join(first.split())
 
 
 def test_every_question_has_a_folded_answer_that_names_a_notebook():

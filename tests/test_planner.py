@@ -1,5 +1,6 @@
 """The planner: bytes, operations and parameters that can be worked out by hand."""
 
+import gc
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from cfgdistill import cli, get_recipe
+from cfgdistill.course import planner
 from cfgdistill.course.planner import GIB, Live, _as_on_a_gpu, configuration, plan
 from cfgdistill.teachers.stable_diffusion import tiny_pipeline
 
@@ -44,6 +46,18 @@ def test_attention_keeps_no_scores():
     assert F.scaled_dot_product_attention(*given).device.type == "meta"
 
 
+def test_activations_are_the_same_whenever_garbage_is_collected(tiny):
+    found = set()
+    try:
+        for change in (gc.disable, gc.enable):
+            planner._count.cache_clear()
+            change()
+            found.add(plan(recipe(), tiny).gib["activations"])
+    finally:
+        gc.enable()
+    assert len(found) == 1
+
+
 def test_stable_diffusion_1_5_is_what_it_is_known_to_be():
     needs = plan(recipe())
     assert needs.gib["frozen weights"] == 2 * 859_520_964 / GIB
@@ -55,7 +69,7 @@ def test_stable_diffusion_1_5_is_what_it_is_known_to_be():
     one = 4000 * 4 * (2 + 3.5) * 2 * 0.401 / 11.5 / 3600
     assert needs.hours["stage one"] == pytest.approx(one, rel=0.03)
     assert needs.hours["stage two"] / needs.hours["stage one"] == pytest.approx(3300 / 4000)
-    assert 3 < sum(needs.gib.values()) < 14.6
+    assert 2.5 < sum(needs.gib.values()) < 14.6
 
 
 def test_what_is_left_out_is_saved_and_what_is_asked_for_costs(tiny):
@@ -73,7 +87,7 @@ def test_what_is_left_out_is_saved_and_what_is_asked_for_costs(tiny):
     assert other(lora=16).gib["what is trained"] == 2 * needs.gib["what is trained"]
     every = other(lora=0).gib
     assert every["what is trained"] == every["frozen weights"] == 2 * needs.gib["frozen weights"]
-    assert plan(recipe(**how), tiny, tflops=23).hours["stage one"] == needs.hours["stage one"] / 2
+    assert plan(recipe(**how), tiny, tflops=23.0).hours["stage one"] == needs.hours["stage one"] / 2
     assert other(data_free=0).hours["pictures of its own"] == 0
 
 
@@ -92,5 +106,5 @@ def test_the_command_prints_sums_and_reads_the_base_it_is_given(tmp_path, capsys
 def test_plans_are_for_stable_diffusion(track):
     with pytest.raises(ValueError, match="^Plans are for Stable Diffusion"):
         plan(get_recipe(track, "laptop"))
-    with pytest.raises(ValueError, match="^tflops=0 does not fit"):
-        plan(recipe(), tflops=0)
+    with pytest.raises(ValueError, match="^tflops=0.0 does not fit"):
+        plan(recipe(), tflops=0.0)

@@ -1,6 +1,7 @@
 """The teacher's pages of the book, filled in from the notebooks so that they cannot go stale."""
 
 import re
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,8 +9,8 @@ import jupytext
 from course import ROOT, select
 from editions import TASK
 
-WORDS = 50  # a minute, formulas, code and figures included, where a notebook does not say it
-READING = re.compile(r"(\d+)\s+minutes to read it")
+# Read in a minute: prose is read at 238 words (Brysbaert 2019), text with formulas more slowly.
+WORDS, LINES = 150, 30
 
 
 class Exercise(NamedTuple):
@@ -33,16 +34,25 @@ class Chapter(NamedTuple):
     exercises: list[Exercise]
 
     @property
+    def doing(self) -> int:
+        return sum(each.minutes for each in self.exercises)
+
+    @property
     def minutes(self) -> int:
-        return self.reading + sum(each.minutes for each in self.exercises)
+        return self.reading + self.doing
+
+    @property
+    def pace(self) -> str:
+        """What the first cell says of both."""
+        doing = f", and {5 * ceil(self.doing / 5)} for the exercises" if self.exercises else ""
+        return f"Allow about {self.reading} minutes to read it{doing}."
 
 
 def chapter(script: Path) -> Chapter:
     """What a notebook says of itself and of its exercises."""
     cells = jupytext.read(script).cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    said = READING.search(text)
-    reading = int(said[1]) if said else 5 * round(len(text.split()) / WORDS / 5)
+    reading = 5 * ceil(_minutes_to_read(cells) / 5)
     aims = re.search(r"\*\*You will\*\*[^\n]*\n\n(.*?)\n\n", text, re.DOTALL)
     exercises, task = [], None
     for cell in cells:
@@ -54,6 +64,18 @@ def chapter(script: Path) -> Chapter:
             exercises.append(Exercise(*row))
     title = re.search(r"^# (.+)", text, re.MULTILINE)[1]
     return Chapter(script.stem, title, reading, aims[1] if aims else "", exercises)
+
+
+def _minutes_to_read(cells: list) -> float:
+    """Of text and code, but not of answers, nor of what is for teachers."""
+    lines = words = 0
+    for cell in cells:
+        if cell.cell_type == "code":
+            code = map(str.strip, cell.source.splitlines())
+            lines += sum(bool(line) and not line.startswith("#") for line in code)
+        elif not {"solution", "instructor"} & set(cell.metadata.get("tags", [])):
+            words += len(cell.source.split())
+    return words / WORDS + lines / LINES
 
 
 def teaching(text: str) -> str:
