@@ -38,7 +38,7 @@
 # | `laptop` (the default) | two CPU cores | about a minute |
 # | `colab`, `paper` | any CPU | some minutes, for smaller errors |
 #
-# Allow about 50 minutes to read it, and 25 for the exercises.
+# Allow about 35 minutes to read it, and 30 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=00`.

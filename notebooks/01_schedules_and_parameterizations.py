@@ -34,7 +34,7 @@
 # | --- | --- | --- |
 # | all of them | any CPU | seconds; with `dataset = "cifar10"` also the download |
 #
-# Allow about 45 minutes to read it, and 25 for the exercises.
+# Allow about 30 minutes to read it, and 25 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=01`.

@@ -37,8 +37,7 @@
 # | `colab` | one free T4 | CIFAR-10: most of a session, resumable |
 # | `paper` | a large GPU | the published budget |
 #
-# Unless you ask for training, finished models are loaded, and the notebook runs in about five minutes on CIFAR-10, in one on digits. Allow about 35
-# minutes to read it, and 15 for the exercises.
+# Unless you ask for training, finished models are loaded, and the notebook runs in about five minutes on CIFAR-10, in one on digits. Allow about 30 minutes to read it, and 15 for the exercises.
 #
 # **For a first run** set `dataset = "digits"` and `retrain = True` in the cell of parameters: then all that is called training here and in the
 # next two notebooks happens before your eyes, in minutes. CIFAR-10, with the models of the package, is for looking: its pictures show what the text speaks of.

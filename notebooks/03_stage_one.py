@@ -38,8 +38,7 @@
 # | `paper` | a large GPU | the published budget |
 #
 # Unless you ask for training, finished models are loaded; only four short trials are trained in any case. Then the notebook runs in about seven
-# minutes on CIFAR-10, in two on digits. (For a first run, train on digits: see notebook 02.) Allow about 40
-# minutes to read it, and 25 for the exercises.
+# minutes on CIFAR-10, in two on digits. (For a first run, train on digits: see notebook 02.) Allow about 30 minutes to read it, and 30 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=03`.

@@ -38,7 +38,7 @@
 # | `paper` | a large GPU | the published budget |
 #
 # Unless you ask for training, finished models are loaded, and the notebook runs in about eight minutes on CIFAR-10 (a quarter of an hour if 02 and 03 were not run before), in three on digits. (For a first run, train on
-# digits: see notebook 02.) Allow about 40 minutes to read it, and 25 for the exercises.
+# digits: see notebook 02.) Allow about 30 minutes to read it, and 25 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=04`.

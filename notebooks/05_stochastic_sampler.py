@@ -35,6 +35,8 @@
 # | `colab` | one free T4 | `dataset = "cifar10"`: about a third of a session |
 # | `paper` | a large GPU | the published budget |
 #
+# Allow about 25 minutes to read it, and 15 for the exercises.
+#
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=05`.
 

@@ -37,6 +37,8 @@
 # | `colab` | one free T4 | `dataset = "cifar10"`: several sessions; leave out comparisons you do not need |
 # | `paper` | a large GPU | the published budget, eight times |
 #
+# Allow about 25 minutes to read it, and 10 for the exercises.
+#
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=07`.
 

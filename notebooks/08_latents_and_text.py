@@ -35,6 +35,8 @@
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | half an hour: autoencoder 4, teacher 24, matcher 2 |
 #
+# Allow about 25 minutes to read it, and 10 for the exercises.
+#
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=08`.
 

@@ -38,6 +38,8 @@
 # the parts of Stable Diffusion, a thousandth of its size, and has never been trained. **Its pictures are noise**, and no number below says how good a student of the
 # real one would be. We had no GPU to find out; half precision, memory and minutes at `colab` are computed, not measured.
 #
+# Allow about 25 minutes to read it, and 25 for the exercises.
+#
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=11`. They take 22 minutes, and none of them needs a GPU.
 
