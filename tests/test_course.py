@@ -422,6 +422,16 @@ def test_the_course_is_complete_and_every_notebook_is_what_its_script_says():
     assert list(course.problems(course.ROOT / "notebooks")) == []
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_notebook_has_eight_compared_cells_or_more_and_a_short_cell_of_imports(script):
+    sources = [cell.source for cell in course.code_cells(jupytext.read(script))]
+    assert sum(source.startswith(course.CHECKED) for source in sources) >= 8
+    (imports,) = (source for source in sources if "\nimport cfgdistill as cd" in source)
+    lines = [line for line in imports.splitlines() if line.startswith(("from ", "import "))]
+    others = {"09": 2, "11": 5}  # modules of the libraries that take over there
+    assert len(lines) <= 10 + others.get(script.stem[:2], 0)
+
+
 def differences(executed: Path, built: Path):
     """The checked cells whose outputs are not those stored, as nbval compares them."""
     cells = (course.code_cells(nbformat.read(path, as_version=4)) for path in (executed, built))
