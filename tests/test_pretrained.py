@@ -9,7 +9,7 @@ import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from cfgdistill.course import pretrained, stages
 from cfgdistill.course.recipes import as_recipe
 from cfgdistill.data.autoencoder import VAEEncoder
 from cfgdistill.data.named import load_data
+from cfgdistill.judge.metrics import Judge
 from cfgdistill.teachers import shipped as models
 from cfgdistill.teachers.files import load
 from cfgdistill.teachers.shipped import copy_pretrained
@@ -377,7 +378,8 @@ def test_the_python_code_of_the_readme_runs_as_it_stands(block, tmp_path, monkey
 def test_rows_of_a_long_measurement_are_made_once_and_found_where_they_are_shipped(
     made, shipped, tmp_path, capsys
 ):
-    judge, count = SimpleNamespace(name="a judge", reference="digits train"), iter(range(9))
+    judge, count = Mock(spec=Judge), iter(range(9))
+    judge.name, judge.reference = "a judge", "digits train"
 
     def rows(again: bool):
         make = lambda: [{"number": next(count)}]  # noqa: E731
