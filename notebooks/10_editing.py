@@ -205,18 +205,17 @@ for strength in (0.5, 0.75, 1.0):
     )
 
 # %% [markdown]
-# **What is left of the original at strength 1?** Begin with other pictures, and with the same noise.
+# **What is left of the original at strength 1?** Begin with something else, and with the same noise.
 
 # %%
 # NBVAL_CHECK_OUTPUT
 for strength in (0.5, 1.0):
     how = dict(steps=4, strength=strength, cond=cond, w=w)
     one, other = (
-        cd.last(cd.image_to_image(students[4], each, eps, **how))
-        for each in (latents, latents.flip(0))
+        cd.last(cd.image_to_image(students[4], each, eps, **how)) for each in (latents, -latents)
     )
     apart = (one - other).square().mean().sqrt().item()
-    print(f"strength {strength:g}: the same from another original: {apart < 1e-4}")
+    print(f"strength {strength:g}: the same from the opposite: {apart < 1e-4}")
 
 # %% [markdown]
 # At strength 0.5 signal and noise are equal ($\alpha_t = \sigma_t$), and two answers get mixed: the heart is purple, the apple neither green nor red.
