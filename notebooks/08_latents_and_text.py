@@ -287,10 +287,11 @@ for caption in ("red heart", "cat face", "a blue apple", "flamingo pool party"):
 # %%
 # NBVAL_CHECK_OUTPUT
 tokens = text.tokens(["red heart", "flamingo pool party", ""])
-print("three captions as tokens:", list(tokens.shape))
+print("all are as long as one another:", tokens.shape == (3, len(text.null)))
 print("all begin with the same token:", len(set(tokens[:, 0].tolist())) == 1)
-ends = (tokens == text.tokenizer.eos_token_id).int().argmax(1)
-print("the end is where the words end:", [int(end) for end in ends[[0, 2]]])
+end = (tokens == text.tokenizer.eos_token_id).int().argmax(1)
+print("words before the end of the empty caption:", end[2].item() - 1)
+print("more pieces, a later end:", end[1].item() > end[0].item())
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -313,14 +314,15 @@ import warnings
 
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    long = text.tokens(["cat face " * 20])
+    long, longer = (text.tokens(["cat face " * n]) for n in (20, 40))
 print(told[0].message)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(f"{len(told)} warning; still {long.shape[1]} tokens, the last of them the end:", end=" ")
-print(long[0, -1].item() == text.tokenizer.eos_token_id)
-print("the rest is gone:", torch.equal(long, text.tokens(["cat face " * 8])))
+print("prompts that were cut:", len(told))
+print("no longer than others:", long.shape == text.tokens(["cat face"]).shape)
+print("the last token is the end:", long[0, -1].item() == text.tokenizer.eos_token_id)
+print("the rest is gone:", torch.equal(long, longer))
 
 # %% [markdown]
 # ## 5. The teacher
