@@ -357,7 +357,7 @@ def velocity(z, tau, cond, w):
     return said.eps - said.x
 
 
-# %% slideshow={"slide_type": "fragment"}
+# %%
 # NBVAL_CHECK_OUTPUT
 for tau in (0.25, 0.5, 0.9):
     at = torch.full((10,), tau)

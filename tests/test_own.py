@@ -223,3 +223,9 @@ def test_tiny_imagenet_through_train_both_stages_and_evaluate(capsys):
     folder = "out/tiny-imagenet-50-smoke/stage-two/steps-4"
     code, out, _ = told(capsys, "evaluate", folder, "--w", 0)
     assert code == 0 and json.loads(out)["rows"][0]["nfe"] == 4
+
+
+@pytest.mark.parametrize("change", [{"images": ()}, {"image": 3}, {"label": ()}, {"seed": "a"}])
+def test_an_entry_that_does_not_fit_is_refused_before_images_are_looked_for(change):
+    with pytest.raises(ValueError, match=f"^{[*change][0]}="):
+        own.recipe_for("nowhere", None, **change)

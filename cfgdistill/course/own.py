@@ -26,15 +26,16 @@ def recipe_for(source: str, like: str | None, **changes) -> Recipe:
     """
     like = like or f"cifar10/{'colab' if torch.cuda.is_available() else 'laptop'}"
     dataset, _, profile = like.partition("/")
-    row = get_recipe(dataset, profile)
+    size = changes.pop("size", None)
+    # What does not fit is refused before anything is read.
+    row = get_recipe(dataset, profile, source=source, **changes)
     folder = Path(source).expanduser()
     name = folder.resolve().name if folder.is_dir() else source  # owner/name, of the hub
     name = re.sub(r"[^\w.-]+|^[.-]+", "-", name).strip("-.") or "images"
-    size = changes.pop("size", None if dataset in SIDES else row.size)
-    if size is None:
+    if size is None and dataset in SIDES:
         how = {key: changes[key] for key in ("image", "label") if key in changes}
-        how["images"] = changes.get("images", row.images)
-        size = load_own(source, size=None, **how).shape[-1]
+        size = load_own(source, size=None, images=row.images, **how).shape[-1]
+    size = row.size if size is None else size
     return recipe_like(like, name, size=size, source=source, **changes)
 
 
