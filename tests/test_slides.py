@@ -1,7 +1,6 @@
 """Slides: what of a notebook is shown and what is said, and that it fits, without a network."""
 
 import json
-import shutil
 from pathlib import Path
 
 import jupytext
@@ -112,35 +111,28 @@ INSIDE = """() => {
 }"""
 
 
-def test_every_slide_fits_its_screen_and_asks_nothing_of_a_network(pages):
-    api = pytest.importorskip("playwright.sync_api")
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    if not any(found):
-        pytest.skip("There is no Chromium: apt install chromium.")
+def test_every_slide_fits_its_screen_and_asks_nothing_of_a_network(pages, browser):
     PICTURES.mkdir(parents=True, exist_ok=True)
     away, wrong = [], []
-    with api.sync_playwright() as play:
-        quiet = ["--no-sandbox", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=next(filter(None, found)), args=quiet)
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
-        page.on("request", lambda asked: away.append(asked.url))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-        for file in pages:
-            page.goto(file.as_uri())
-            page.wait_for_function("window.Reveal?.isReady()")
-            total = page.evaluate("Reveal.getTotalSlides()")
-            assert total >= 8
-            for k in range(total):
-                page.evaluate(
-                    "k => { const { h, v } = Reveal.getIndices(Reveal.getSlides()[k]);"
-                    "Reveal.slide(h, v, 99); }",
-                    k,
-                )
-                wrong += [(file.stem, k + 1, part) for part in page.evaluate(INSIDE)]
-                page.screenshot(path=PICTURES / f"{file.stem}-{k + 1:02d}.png")
-            silent = page.evaluate("document.querySelectorAll('img:not([alt])').length")
-            wrong += [(file.stem, "no alt text")] * silent
-        browser.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    page.on("request", lambda asked: away.append(asked.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+    for file in pages:
+        page.goto(file.as_uri())
+        page.wait_for_function("window.Reveal?.isReady()")
+        total = page.evaluate("Reveal.getTotalSlides()")
+        assert total >= 8
+        for k in range(total):
+            page.evaluate(
+                "k => { const { h, v } = Reveal.getIndices(Reveal.getSlides()[k]);"
+                "Reveal.slide(h, v, 99); }",
+                k,
+            )
+            wrong += [(file.stem, k + 1, part) for part in page.evaluate(INSIDE)]
+            page.screenshot(path=PICTURES / f"{file.stem}-{k + 1:02d}.png")
+        silent = page.evaluate("document.querySelectorAll('img:not([alt])').length")
+        wrong += [(file.stem, "no alt text")] * silent
+    page.close()
     assert wrong == [], json.dumps(wrong, indent=1)
     assert [url[:90] for url in away if not url.startswith(("file:", "data:"))] == []

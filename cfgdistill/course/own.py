@@ -15,6 +15,7 @@ from cfgdistill.data.folder import load_own
 from cfgdistill.judge.metrics import classification_loss
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim
+from cfgdistill.training.progressive import times_as_long
 from cfgdistill.training.state import Run
 
 
@@ -48,7 +49,7 @@ def minutes(recipe: Recipe, data: Data) -> dict[str, float]:
     judge, teacher = new_classifier(recipe, data), new_teacher(recipe, data)
     one = _seconds(recipe, teacher, loss_of_teacher(recipe, data), data)
     distilled = 5 / 3 * one * recipe.student_batch / recipe.batch
-    updates = sum(recipe.halving * (3 if n <= 4 else 1) for n in halvings(recipe.start))
+    updates = recipe.halving * sum(map(times_as_long, halvings(recipe.start)))
     seconds = {
         "classifier": recipe.classifier * _seconds(recipe, judge, classification_loss, data.images),
         "teacher": recipe.teacher * one,

@@ -20,6 +20,7 @@ from cfgdistill.core.stage_two import halvings
 from cfgdistill.course.recipes import Recipe
 from cfgdistill.data.hub import name_and_revision, to_fetch
 from cfgdistill.teachers.unet import LORA_LAYERS
+from cfgdistill.training.progressive import times_as_long
 
 # Of Stable Diffusion 1.5, where it is not what diffusers takes by default.
 SD_1_5 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -69,7 +70,7 @@ def plan(recipe: Recipe, unet: dict | None = None, tflops: float = T4) -> Plan:
         "running average": 4 * trained,
         "activations": batch * activations,
     }
-    halving = recipe.halving * sum(3 if n <= 4 else 1 for n in halvings(recipe.start))
+    halving = recipe.halving * sum(map(times_as_long, halvings(recipe.start)))
     operations = {  # both stages ask the teacher twice: with and without prompt, and step by step
         "pictures of its own": 2 * recipe.data_free * recipe.images * teacher,
         "stage one": recipe.stage_one * batch * (student + 2 * teacher),

@@ -16,6 +16,11 @@ from cfgdistill.training.sharding import share_out
 from cfgdistill.training.state import Run
 
 
+def times_as_long(steps: int) -> int:
+    """How much longer than others the halving to so many steps is trained."""
+    return 3 if steps <= 4 else 1
+
+
 def distill_progressively(
     teacher: Denoiser,
     data,
@@ -55,7 +60,7 @@ def distill_progressively(
         copied = sampler == "stochastic" and steps == 1
         how = replace(
             optim,
-            updates=0 if copied else optim.updates * (3 if steps <= 4 else 1),
+            updates=0 if copied else optim.updates * times_as_long(steps),
             rate=optim.rate * (late_rate if steps <= 2 else 1),
         )
         name = f"steps-{steps}" if sampler == "ddim" else f"{sampler}-steps-{steps}"
