@@ -658,6 +658,39 @@ ANSWERS = {
             "One w was there": 12,
         },
     ),
+    # 15
+    "lora_numbers": (
+        torch.tensor([4.0 * 1280, 320 * 4.0]).sum(),
+        {
+            "the whole layer": 320 * 1280,
+            "this is rank 1": 1600,
+            "they are added": 4 * 320 * 1280,
+            "this is A alone": 5120,
+            "this is B alone": 1280,
+        },
+    ),
+    "best_answer": (
+        "(B)",
+        {
+            "nothing in this loss is guided": "a",
+            "guided at none": "c",
+            "nothing rewards the old one": "d",
+            "one of the letters a, b, c, d": "e",
+        },
+    ),
+    "pushed_target": (
+        lambda v, u, w: torch.stack(
+            [(1 + each) * a - each * b for a, b, each in zip(v, u, w, strict=True)]
+        ),
+        {
+            "the factor is 1 + w": lambda v, u, w: u + w[:, None, None, None] * (v - u),
+            "changed places": lambda v, u, w: v + (1 + w)[:, None, None, None] * (u - v),
+            "guided already": lambda v, u, w: v + (1 + w)[:, None, None, None] * (v - u),
+            "along the width": lambda v, u, w: u + (1 + w) * (v - u),
+            "Give w the shape": lambda v, u, w: u + (1 + w[:3]) * (v - u),
+            "off by up to": lambda v, u, w: v,
+        },
+    ),
 }
 
 

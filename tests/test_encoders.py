@@ -193,7 +193,10 @@ def test_training_shows_further_captions_as_often_as_asked_and_each_equally_ofte
     assert shown[1] == {"B": 600, "y": 200, "z": 200} and shown[2] == {"C": 1000}
     _, cond = data.batch(torch.arange(3))
     assert cond.flatten().tolist() == [ord(c) for c in "ABC"]
+    assert data.fits("A").tolist() == [True, False, False]
+    assert data.fits("z").tolist() == [False, True, False] and not data.fits("q").any()
     plain = Latents.of(pictures, data.vae, Words(), tmp_path)
+    assert plain.fits("C").tolist() == [False, False, True] and not plain.fits("z").any()
     assert plain.hash != data.hash and plain.images.hash == data.images.hash
     _, cond = plain.batch(torch.arange(3), torch.zeros(3))
     assert cond.flatten().tolist() == [ord(c) for c in "ABC"]

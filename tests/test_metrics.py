@@ -102,6 +102,22 @@ def test_accuracy_is_the_share_of_samples_that_are_of_their_class():
         assert judge(x, torch.tensor(labels))["class_accuracy"] == pytest.approx(known)
 
 
+def test_a_sample_is_in_a_group_where_its_most_likely_class_is():
+    judge = Judge(Identity(), reference(white()), batch=2)
+    x = torch.tensor([[3.0, 0.0], [0.1, 9.0], [2.0, -1.0], [-4.0, 2.0]])  # three are on the right
+    assert judge.share_in(x, torch.tensor([False, True])) == 0.75
+    assert judge.share_in(x, torch.tensor([True, False])) == 0.25
+    assert judge.share_in(x, torch.tensor([True, True])) == 1
+
+
+def test_diversity_is_one_minus_the_mean_cosine_of_two_samples():
+    judge = Judge(Identity(), reference(white()), batch=3)
+    # Right, up, left, down, of any length: of six pairs two have a cosine of -1, the others of 0.
+    cross = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [0.0, -0.5]])
+    assert judge.diversity(cross) == pytest.approx(4 / 3)
+    assert judge.diversity(torch.tensor([[1.0, 2.0], [2.0, 4.0]])) == pytest.approx(0, abs=1e-7)
+
+
 def test_a_judge_says_what_it_measures_with():
     judge = Judge(Identity(), reference(white()))
     assert judge.name == "points classifier, 2 features"

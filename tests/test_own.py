@@ -72,6 +72,12 @@ def test_a_recipe_of_ones_own_comes_back_from_a_card():
     assert as_recipe(json.loads(json.dumps(asdict(recipe)))) == recipe
 
 
+def test_an_entry_that_a_card_does_not_name_has_its_default_and_not_that_of_the_row_today():
+    row = cd.get_recipe("emoji", "laptop")
+    kept = {key: value for key, value in asdict(row).items() if key != "scale_shift"}
+    assert row.scale_shift and as_recipe(kept) == replace(row, scale_shift=False)
+
+
 def test_a_name_of_the_table_is_refused():
     with pytest.raises(ValueError, match="give the folder another name"):
         cd.recipe_like("cifar10/laptop", "digits", size=32)

@@ -1147,3 +1147,51 @@ def guided_twice(answer) -> str:
         "this is w (1 + w). One w was there before.": 12.0,
     }
     return _judge(answer, 15.0, "(1 + 3) (1 + 3) - 1.", mistakes)
+
+
+# ---- 15, life after distillation ------------------------------------------------------------
+
+
+def lora_numbers(answer) -> str:
+    """How many numbers a LoRA of rank 4 trains for a layer with 320 outputs and 1,280 inputs."""
+    mistakes = {
+        "this is the whole layer. A LoRA trains two narrow matrices in its place.": 320 * 1280,
+        "this is rank 1. Every row and column is there four times.": 320 + 1280,
+        "A has 4 rows of 1,280 numbers, B has 320 rows of 4: they are added.": 4 * 320 * 1280,
+        "this is A alone. B brings the rank up to 320 outputs.": 4 * 1280,
+        "this is B alone. A brings 1,280 inputs down to the rank.": 4 * 320,
+    }
+    return _judge(answer, 6400, "A 64th of the layer's 409,600.", mistakes)
+
+
+def best_answer(answer) -> str:
+    """What the best network says under the ordinary loss at random w, by a letter."""
+    others = {
+        "a": "nothing in this loss is guided. Where should the network learn it from?",
+        "c": "the targets are the same at all w, and guided at none.",
+        "d": "what is trained sees the whole answer, and nothing rewards the old one.",
+    }
+    praise = "The target is independent of w, so the mean of it given z, t, c and w is, too."
+    return _choose(answer, praise, "b", others)
+
+
+def pushed_target(answer) -> str:
+    """answer(v, u, w): u + (1 + w) (v - u), for v and u [b, c, h, h] and w [b]."""
+    v, u = _random(2, 4, 3, 4, 4)
+    w = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
+    column = w.reshape(4, 1, 1, 1)
+    mistakes = {
+        "at w = 0 this is u. The target there is v: the factor is 1 + w.": u + column * (v - u),
+        "v and u have changed places: this pushes towards what was not asked for.": (
+            v + (1 + column) * (u - v)
+        ),
+        "this starts from v, so that at w = 0 it is guided already.": v + (1 + column) * (v - u),
+        "w ran along the width of the images. Give it the shape [b, 1, 1, 1] first.": (
+            u + (1 + w) * (v - u)
+        ),
+    }
+    try:
+        found = answer(v, u, w)
+    except RuntimeError as error:
+        return f"Not yet: {error}. Give w the shape [b, 1, 1, 1] first."
+    return _judge(found, u + (1 + column) * (v - u), "At w = 0 it is v itself.", mistakes)

@@ -4,7 +4,7 @@ import math
 import re
 import reprlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import no_type_check
 
 from cfgdistill.core.names import one_of
@@ -332,11 +332,15 @@ def _squares(row: Recipe, size: int) -> dict:
 
 
 def as_recipe(kept: object) -> Recipe:
-    """A recipe as a model's card has it; ValueError where it is none of this package."""
+    """A recipe as a model's card has it; ValueError where it is none of this package.
+
+    An entry that the card does not name was not there yet: it has its default, not the row's.
+    """
     try:
         changes = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
         dataset, like = changes.pop("dataset"), changes.pop("like", None)
-        row = get_recipe(like or dataset, changes.pop("profile"), **changes)
+        later = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
+        row = get_recipe(like or dataset, changes.pop("profile"), **later | changes)
         return replace(row, dataset=dataset, like=like)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"No recipe of cfgdistill: {reprlib.repr(kept)}.") from error

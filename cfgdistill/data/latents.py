@@ -87,6 +87,12 @@ class Latents(Data):
         other = self.further.to(indices.device)[indices, drawn]
         return x, torch.where((u < self.share)[:, None], other, cond)
 
+    def fits(self, caption: str) -> Tensor:
+        """Which examples have this caption, as their own or as a further one: bool [n]."""
+        tokens = self.text.tokens([caption])
+        own = (self.labels == tokens).all(1)
+        return own if self.further is None else own | (self.further == tokens).all(2).any(1)
+
     def decode(self, x: Tensor) -> Tensor:
         """Latents [b, c, h, h] to images in [-1, 1]."""
         return decode_in_parts(self.vae, x)

@@ -333,6 +333,27 @@ class Judge:
         self.update(x, labels)
         return self.compute()
 
+    @torch.no_grad()
+    def share_in(self, x: Tensor, group: Tensor) -> float:
+        """The share of samples x [b, *d] whose most likely class, or caption, is one of a group.
+
+        group: bool [number of classes]; those of "animal", say, which many captions fit
+        """
+        found = [
+            self.classifier.head(self.classifier(part.to(self.device))).argmax(1).cpu()
+            for part in x.split(self.batch)
+        ]
+        return group[torch.cat(found)].float().mean().item()
+
+    @torch.no_grad()
+    def diversity(self, x: Tensor) -> float:
+        """How different samples x [b, *d] of one condition are, b > 1: one minus the mean cosine
+        between the features of two of them, 0 where all are the same."""
+        found = [self.classifier(part.to(self.device)) for part in x.split(self.batch)]
+        features = nn.functional.normalize(torch.cat(found).to(self.sums_on).double())
+        n = len(features)
+        return 1 - ((features.sum(0).square().sum() - n) / (n * (n - 1))).item()
+
 
 def samples(
     denoiser,
