@@ -74,7 +74,7 @@ def test_every_question_has_a_folded_answer_that_names_a_notebook():
         (where,) = re.findall(r"\]\((\w+)\.ipynb\)", answer)
         assert where in stems
     assert {where[:2] for where in re.findall(r"\]\((\w+)\.ipynb\)", QUESTIONS)} == {
-        f"{number:02d}" for number in range(15)
+        f"{number:02d}" for number in range(len(CHAPTERS))
     }
 
 
