@@ -6,7 +6,7 @@ a closed form or the package, and also what the usual mistakes give. Its sentenc
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -346,27 +346,37 @@ def affine_in_w(answer) -> str:
 
 def guided_target(answer) -> str:
     """answer(v_cond, v_uncond, w): what the pair says, each example at its own w."""
-    v_cond, v_uncond = _random(2, 8, 1, 8, 8)  # a batch as large as an image is wide
+    return _guided(
+        answer,
+        "Every example at its own w.",
+        columns="w went along the columns of the images, since batch and width are both 8. "
+        "Expand it.",
+        swapped="the two answers are swapped. With w = 0 the label must decide.",
+        scale="this is with guidance_scale = w. Ours is 1 + w, and w = 0 is the answer with label.",
+        more=lambda v, u, w: {
+            "the weights must add up to 1, or the target is too large.": (1 + w) * v + w * u
+        },
+    )
+
+
+def _guided(
+    answer, praise: str, *, columns: str, swapped: str, scale: str, more: Callable[..., dict]
+) -> str:
+    """Of answer(v, u, w), which should be v + w (v - u), each example at its own w.
+
+    columns, swapped, scale: what to say where w ran along the width, v and u are exchanged, or w is
+    the scale 1 + w; more(v, u, w): further mistakes
+    """
+    v, u = _random(2, 8, 1, 8, 8)  # a batch as large as an image is wide
     w = torch.linspace(0, 4, 8, dtype=torch.float64)
     each = w.reshape(8, 1, 1, 1)
     mistakes = {
-        "w went along the columns of the images, since batch and width are both 8. Expand it.": (
-            v_cond + w * (v_cond - v_uncond)
-        ),
-        "the two answers are swapped. With w = 0 the label must decide.": (
-            v_uncond + each * (v_uncond - v_cond)
-        ),
-        "this is with guidance_scale = w. Ours is 1 + w, and w = 0 is the answer with label.": (
-            v_uncond + each * (v_cond - v_uncond)
-        ),
-        "the weights must add up to 1, or the target is too large.": (
-            (1 + each) * v_cond + each * v_uncond
-        ),
+        columns: v + w * (v - u),
+        swapped: u + each * (u - v),
+        scale: u + each * (v - u),
+        **more(v, u, each),
     }
-    praise = "Every example at its own w."
-    return _judge(
-        answer(v_cond, v_uncond, w), v_cond + each * (v_cond - v_uncond), praise, mistakes
-    )
+    return _judge(answer(v, u, w), v + each * (v - u), praise, mistakes)
 
 
 def blind_w(answer) -> str:
@@ -1177,21 +1187,16 @@ def best_answer(answer) -> str:
 
 def pushed_target(answer) -> str:
     """answer(v, u, w): u + (1 + w) (v - u), for v and u [b, c, h, h] and w [b]."""
-    v, u = _random(2, 4, 3, 4, 4)
-    w = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
-    column = w.reshape(4, 1, 1, 1)
-    mistakes = {
-        "at w = 0 this is u. The target there is v: the factor is 1 + w.": u + column * (v - u),
-        "v and u have changed places: this pushes towards what was not asked for.": (
-            v + (1 + column) * (u - v)
-        ),
-        "this starts from v, so that at w = 0 it is guided already.": v + (1 + column) * (v - u),
-        "w ran along the width of the images. Give it the shape [b, 1, 1, 1] first.": (
-            u + (1 + w) * (v - u)
-        ),
-    }
     try:
-        found = answer(v, u, w)
+        return _guided(
+            answer,
+            "At w = 0 it is v itself.",
+            columns="w ran along the width of the images. Give it the shape [b, 1, 1, 1] first.",
+            swapped="v and u have changed places: this pushes towards what was not asked for.",
+            scale="at w = 0 this is u. The target there is v: the factor is 1 + w.",
+            more=lambda v, u, w: {
+                "this starts from v, so that at w = 0 it is guided already.": v + (1 + w) * (v - u)
+            },
+        )
     except RuntimeError as error:
         return f"Not yet: {error}. Give w the shape [b, 1, 1, 1] first."
-    return _judge(found, u + (1 + column) * (v - u), "At w = 0 it is v itself.", mistakes)

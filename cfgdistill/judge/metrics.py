@@ -339,20 +339,20 @@ class Judge:
 
         group: bool [number of classes]; those of "animal", say, which many captions fit
         """
-        found = [
-            self.classifier.head(self.classifier(part.to(self.device))).argmax(1).cpu()
-            for part in x.split(self.batch)
-        ]
-        return group[torch.cat(found)].float().mean().item()
+        found = self.classifier.head(self._features(x)).argmax(1).cpu()
+        return group[found].float().mean().item()
 
     @torch.no_grad()
     def diversity(self, x: Tensor) -> float:
         """How different samples x [b, *d] of one condition are, b > 1: one minus the mean cosine
         between the features of two of them, 0 where all are the same."""
-        found = [self.classifier(part.to(self.device)) for part in x.split(self.batch)]
-        features = nn.functional.normalize(torch.cat(found).to(self.sums_on).double())
+        features = nn.functional.normalize(self._features(x).to(self.sums_on).double())
         n = len(features)
         return 1 - ((features.sum(0).square().sum() - n) / (n * (n - 1))).item()
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Of all samples at once, [b, num_features], as neither of the two above keeps sums."""
+        return torch.cat([self.classifier(part.to(self.device)) for part in x.split(self.batch)])
 
 
 def samples(
