@@ -53,6 +53,7 @@ set_up(drive=False, minutes=None)  # keep checkpoints on Drive? stop after so ma
 # %%
 import copy
 import os
+from dataclasses import replace
 
 import torch
 from peft import LoraConfig
@@ -105,22 +106,10 @@ def off_the_look(x):
     return (x - in_ink(x)).square().mean().sqrt().item()
 
 
-class Pictures:
-    """All that `train` asks of data: a length, and a batch by number."""
-
-    def __init__(self, x, cond):
-        self.x, self.cond = x, cond
-
-    def __len__(self):
-        return len(self.x)
-
-    def batch(self, indices, u=None):
-        return self.x[indices], self.cond[indices]
-
-
 rows = data.prompts(40)[1]
 pictures = in_ink(data.images.batch(rows)[0])
-look = Pictures(data.vae.encode(pictures).cpu(), data.labels[rows])
+latents = data.vae.encode(pictures).cpu()
+look = replace(data, stored=latents, labels=data.labels[rows], further=None)
 fig = plotting.image_rows(
     {"training pictures": data.images.batch(rows)[0][:10], "the look": pictures[:10]}
 )
@@ -131,7 +120,7 @@ plotting.show(
 # %%
 # NBVAL_CHECK_OUTPUT
 print(f"pictures in ink are off the look by {off_the_look(in_ink(pictures)):.2f}")
-print("40 pictures, 40 captions:", len(look) == len(look.cond) == 40)
+print("40 pictures, 40 captions:", len(look.stored) == len(look) == 40)
 
 # %% [markdown]
 # ## 2. A LoRA
@@ -223,7 +212,7 @@ def learn(model, loss):
 def noised(x, t, eps):
     """z_t, and the v that made it."""
     alpha, sigma = (cd.expand(value, x) for value in student.schedule.alpha_sigma(t))
-    return alpha * x + sigma * eps, alpha * eps - sigma * x
+    return student.schedule.add_noise(x, eps, t), alpha * eps - sigma * x
 
 
 def ordinary_loss(model, x, cond, draw):
@@ -330,7 +319,7 @@ def guided_loss(model, x, cond, draw):
     with torch.no_grad():
         u = model(z, t, null, 0.0).v
     error = model(z, t, cond, w).v - (u + cd.expand(1 + w, v) * (v - u))  # exercise 3
-    return (error / cd.expand(1 + w, v)).square().flatten(1).mean(1)
+    return cd.balance(w) * error.square().flatten(1).mean(1)
 
 
 guided = learn(with_lora(student), guided_loss)
@@ -375,7 +364,7 @@ distilled = learn(move(teacher, student), loss)
 # %% [markdown]
 # ## 7. Does the dial still work?
 #
-# `delivered_w` of notebook 03: along the line from the conditional to the guided answer of the teacher *with the look*, how far does each get? And what the samples look like at $w$ = 1.
+# `delivered_w` of notebook 03: along the line from the conditional to the guided answer of the teacher *with the look*, how far does each get? And what do samples look like, without guidance and with as much as they take?
 
 # %%
 models = {
@@ -438,11 +427,12 @@ for head, column in drawn.items():
 # They are copies of copies of the teacher. **Does its LoRA still fit a student of 4 steps, of 1?** Nothing is trained here:
 
 # %%
+inked = {steps: move(teacher, each) for steps, each in few.items()}
 w = recipe.w_max / 2
 lines = {"teacher, 32 NFE": cd.generate(target, steps=16, w=w, **how)}
 for steps in sorted(few, reverse=True):
     name = f"student, {steps} NFE"
-    lines[name] = cd.generate(move(teacher, few[steps]), steps=steps, w=w, **how)
+    lines[name] = cd.generate(inked[steps], steps=steps, w=w, **how)
 plotting.show(
     plotting.sample_grid({f"w = {w:g}": lines}, len(shown), width=4.2),
     alt="Five emoji in shades of blue by the teacher and by students of 8, 4, 2 and 1 steps, nearly alike; with one step the flag and the heart have some green and violet left.",
@@ -453,10 +443,10 @@ for name, x in lines.items():
 
 # %%
 # NBVAL_CHECK_OUTPUT
-fits = [changes(teacher).keys() == changes(with_lora(each)).keys() for each in few.values()]
+fits = [changes(teacher).keys() == changes(each).keys() for each in inked.values()]
 print("a LoRA of the teacher has a place in every student:", all(fits))
 try:
-    cd.ddim(move(teacher, few[4]), eps, 8, cond, 1.0)
+    cd.ddim(inked[4], eps, 8, cond, 1.0)
 except ValueError as error:
     print(error)
 
@@ -466,14 +456,12 @@ except ValueError as error:
 #
 # **Now you.** How much of the look, and how much guidance? The LoRA of the teacher in the student of 4 steps, at any strength: at 0 it is not there, and beyond 1 nobody has trained it.
 
+
 # %%
-dial = move(teacher, few[4])
-
-
 def draw(look, w, seed):
-    dial.net.unet.set_adapters("default", look)
-    x = cd.generate(dial, steps=4, w=w, **(how | {"seed": seed}))
-    dial.net.unet.set_adapters("default", 1.0)
+    inked[4].net.unet.set_adapters("default", look)
+    x = cd.generate(inked[4], steps=4, w=w, **(how | {"seed": seed}))
+    inked[4].net.unet.set_adapters("default", 1.0)
     return plotting.sample_grid({"": {"": x}}, len(shown), width=7.2)
 
 
