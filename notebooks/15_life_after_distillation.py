@@ -412,10 +412,9 @@ for head, column in drawn.items():
 
 # %% [markdown]
 # **The ordinary loss has killed the dial.** (Numbers of the models of the package.) The student gave 0.73 and 1.06 where 1 and 2 were asked for, which is little enough: notebook 09 says why. After 240 updates of the ordinary loss it gives -0.01 and 0.10. Its
-# pictures are in ink, the loss has fallen, a look at $w = 0$ shows nothing wrong; but at $w = 2$ they are as pale as at 0. The -0.23 at $w = 0$ is *less* than no guidance: the loss draws its captions from forty pictures, all alike in style, and
-# what the captions do not have to say is forgotten first.
+# pictures are in ink, and a look at $w = 0$ shows nothing wrong; but at $w = 2$ they are as pale as at 0. The -0.23 at $w = 0$ lies beyond the conditional answer, away from the guided one. We have not found out why.
 #
-# **The guided target keeps the dial**: 0.78 and 1.14. It also has 0.12 where 0 was asked for, and its pictures are no nearer to the teacher's than they have to be (0.136 at $w = 2$), since $u$ is the student's own null answer, which it has never been trained to give exactly.
+# **The guided target keeps the dial**: 0.78 and 1.14. It also gives 0.12 where 0 was asked for. Its pictures at $w = 2$ are nearer to the teacher's (0.136) than those of the plain LoRA (0.150), and further away than those of the next two.
 #
 # **The LoRA of the teacher fits the student**, though the student never saw it: 0.65 and 0.97, nine tenths of before, and pictures nearer to the teacher's (0.044 at $w = 0$) than either of those trained on the student itself. Distilling it for as long again brings the dial back to what it was (0.73 and 1.12) and the pictures
 # nearer where there is guidance: 0.105 instead of 0.124.
