@@ -229,7 +229,10 @@ def parser() -> argparse.ArgumentParser:
     add_sampling(sample)
     sample.add_argument("--steps", type=_whole(1), help="(a student's own; 64 for other models)")
     sample.add_argument(
-        "--w", type=_weight, help="guidance weight, 0 is none (1, or the nearest of the model)"
+        "--w",
+        type=_strengths,
+        help="guidance weight, 0 is none; of several strengths all, as 1,0.5 (1, or the nearest "
+        "of the model)",
     )
     sample.add_argument("--n", type=_whole(1), default=40, help="how many images (40)")
     sample.add_argument("--classes", nargs="+", help="labels or names, in turn (all of them)")
@@ -269,6 +272,9 @@ def parser() -> argparse.ArgumentParser:
         help="one guidance weight for good, for tools that know no input for it (text-to-image)",
     )
     export.add_argument("--onnx", action="store_true", help="as ONNX, for runtimes without Python")
+    export.add_argument(
+        "--single-file", action="store_true", help="one file for ComfyUI and its like, at --w"
+    )
     export.add_argument("--lora", action="store_true", help="as a LoRA file for the base, at --w")
     export.add_argument("--half", action="store_true", help="the pipeline in half precision")
     return top
@@ -293,6 +299,12 @@ def _weight(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"write a number such as 1.5, up to 1000, not {text[:40]!r}")
+
+
+def _strengths(text: str) -> float | tuple[float, ...]:
+    """A guidance weight, or several strengths with commas between them."""
+    each = tuple(map(_weight, text.split(",")))
+    return each if len(each) > 1 else each[0]
 
 
 def _tflops(text: str) -> float:
@@ -510,18 +522,23 @@ def _export(given) -> dict:
     code lies in the folder. The model card says which steps and weights it was trained for. With
     --onnx, one or two ONNX files and a student.json with all that sampling needs beside them. With
     --lora, low-rank changes to a base as a file for its stock pipeline, at one guidance weight.
+    With --single-file, likewise at one weight, all in one file with the names of Stable Diffusion
+    1.x, for tools such as ComfyUI.
     """
     from cfgdistill.data.meaning import Classes
     from cfgdistill.export.lora import export_lora
     from cfgdistill.export.onnx import export_onnx
+    from cfgdistill.export.single_file import export_single_file
     from cfgdistill.export.stock import export
     from cfgdistill.teachers.files import card_of
 
     model, card = _load(given.folder), card_of(given.folder)
-    if given.onnx + given.lora + given.half > 1:
-        raise ValueError("--onnx, --lora and --half are three kinds of files: say one of them.")
-    if given.lora and given.w is None:
-        raise ValueError("A LoRA file has one guidance weight for good: say it with --w.")
+    if given.onnx + given.lora + given.half + given.single_file > 1:
+        raise ValueError(
+            "--onnx, --lora, --half and --single-file are four kinds of files: say one of them."
+        )
+    if (given.lora or given.single_file) and given.w is None:
+        raise ValueError("Such a file has one guidance weight for good: say it with --w.")
     if given.onnx:
         if given.w is not None:
             raise ValueError("ONNX files have an input for w: leave --w out.")
@@ -538,6 +555,8 @@ def _export(given) -> dict:
         parts = {"class_names": meaning.names}
     else:
         parts = {"vae": meaning.vae, "text": meaning.text}
+    if given.single_file:
+        return {"folder": str(export_single_file(model, given.to, w=given.w, about=about, **parts))}
     how = {"w": given.w, "half": given.half, "about": about}
     return {"folder": str(export(model, given.to, **how, **parts))}
 
@@ -709,12 +728,16 @@ def _check(net, steps: int, w: float, sampler=None) -> None:
         check_w(w, 0.0, W_LIMIT)
 
 
-def _weights(net, given: list[float] | None, usual: list[float]) -> list[float]:
-    """The guidance weights asked for, else the usual ones as far as the model takes them."""
+def _weights(net, given: list | None, usual: list[float]) -> list:
+    """The guidance weights asked for, else the usual ones as far as the model takes them; of a
+    model of several strengths, tuples."""
     from cfgdistill.core.denoiser import ranges
 
-    low, high = ranges(net.w_range or (0.0, math.inf))[0]
-    return given or sorted({min(max(w, low), high) for w in usual})
+    if given:
+        return given
+    known = ranges(net.w_range or (0.0, math.inf))
+    found = sorted({tuple(min(max(w, low), high) for low, high in known) for w in usual})
+    return found if len(known) > 1 else [w for (w,) in found]
 
 
 @contextmanager

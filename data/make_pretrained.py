@@ -34,7 +34,7 @@ from cfgdistill.training.checkpoints import (
 ROOT = Path(__file__).resolve().parent / "pretrained"
 MOST_FILE, MOST = 16_000_000, 100_000_000  # bytes; of all, compressed: PyPI takes wheels up to that
 WORTH = 0.9  # a difference is stored if it is smaller than this part of the whole, compressed
-ORDER = ("autoencoder", "classifier", "teacher", "stage-one", *stages.FOLDERS.values())
+ORDER = ("autoencoder", "classifier", "teacher", "eps-base", "stage-one", *stages.FOLDERS.values())
 
 
 def main(run: Path, only: list[str]) -> None:
@@ -47,18 +47,23 @@ def main(run: Path, only: list[str]) -> None:
     cards = {name: all_cards[name] for name in only or sorted(found)}
     shipped = list(cards)
     counted = [name for name in found if name.partition("/")[0] in ORDER]  # no comparisons
-    spent: dict[str, dict] = {}
-    for name in sorted(counted, key=_order):
+    costs = run / "training.json"  # of copies of shipped models, whose older cards do not say it
+    spent = json.loads(costs.read_text()) if costs.exists() else {}
+    for name in counted:
         card = all_cards[name]
-        cost = {key: card[key] for key in ("minutes", "cores")}
-        spent[name] = {"updates": card["about"]["updates"], **cost}
+        if "cores" in card:
+            cost = {key: card[key] for key in ("minutes", "cores")}
+            spent[name] = {"updates": card["about"]["updates"], **cost}
+    spent = {name: spent[name] for name in sorted({*spent, *counted}, key=_order)}
     recipe = as_recipe(next(iter(cards.values()))["recipe"])
     ROOT.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=ROOT.parent, suffix=".tmp") as beside:
         made = Path(beside) / recipe.dataset
         sha: dict[str, str] = {}  # of a file in 32 bits: that of the same in 16
         while cards:
-            ready = [n for n, c in cards.items() if c["about"].get("teacher", None) in (None, *sha)]
+            # Low-rank changes are taught by a base, which is known by its weights.
+            known = (None, *sha, *(c["model"].get("net", {}).get("sha") for c in cards.values()))
+            ready = [n for n, c in cards.items() if c["about"].get("teacher") in known]
             if not ready:
                 raise SystemExit(f"The teacher of {', '.join(cards)} is not among what is shipped.")
             for name in ready:
@@ -76,7 +81,7 @@ def main(run: Path, only: list[str]) -> None:
                     kept = read_tensors(found[name] / DECODER)[1]
                     write_text(made / "tokenizer.json", json.dumps(kept["tokenizer"]) + "\n")
                     del card["meaning"]
-                if "teacher" in card["about"]:
+                if card["about"].get("teacher") in sha:
                     card["about"]["teacher"] = sha[card["about"]["teacher"]]
                 write_text(target / "card.json", json.dumps(card, indent=1))
         write_text(made / "training.json", json.dumps(spent, indent=1) + "\n")  # of all stages
@@ -146,13 +151,14 @@ LICENCES = {
     "digits": "Optical recognition of handwritten digits (Alpaydin and Kaynak 1998, CC BY 4.0), as "
     "they come with scikit-learn.",
     "cifar10": "CIFAR-10 (Krizhevsky 2009), made for research; its collectors name no licence.",
+    "sd": "what `emoji/eps-base` knows, see [data/make_eps_base.py](../../make_eps_base.py).",
     "emoji": "Noto colour emoji (SIL Open Font License 1.1) and their names in Unicode's CLDR.",
 }
 
 
 def model_card(recipe, shipped: list[str], spent: dict[str, dict]) -> str:
     """What the models of one data set are, what they cost, and how they are used."""
-    asked = " --prompt octopus" if recipe.track == "emoji" else ""
+    asked = " --prompt octopus" if recipe.track in ("emoji", "sd") else ""
     first = "stage-two/steps-4" if "stage-two/steps-4" in shipped else shipped[0]
     rows = [
         f"| {name} | {one['updates']:,} | {one['minutes']:.1f} | {one['cores']} | "

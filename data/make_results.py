@@ -2,7 +2,7 @@
 
 That is the README's table, all numbers in data/pretrained/RESULTS.md, data/figures/NAME*.png.
 
-    python data/make_results.py [digits] [cifar10] [emoji]     (`make results`: all that is shipped)
+    python data/make_results.py [digits] [cifar10] [emoji] [sd]    (`make results`: all that is shipped)
 
 Rows that are already in out/results are not computed again: after Ctrl-C the same command goes on.
 Students that are not shipped are measured too where `cfgdistill distill` has trained them there.
@@ -23,10 +23,12 @@ from torch import nn
 from cfgdistill import (
     GuidedDenoiser,
     Judge,
+    base_denoiser,
     ddim,
     delivered_w,
     generate,
     get_recipe,
+    open_pipeline,
     stochastic,
     tabulate,
     use_pretrained,
@@ -67,7 +69,9 @@ PLANS = {
         {10_000: (16, 8, 4), 1000: (256, 16, 8, 4, 2, 1)}, WEIGHTS, IMAGES, (128, 64), bf16=True
     ),
     "emoji": Plan({150: (50, 16, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, (150, 50), PROMPTS),
+    "sd": Plan({150: (50, 16, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, (150, 50), PROMPTS),
 }
+JUDGED_AS = {"sd": "emoji"}  # whose judge, and pictures of whose captions
 
 
 def measure(name: str, out: Path) -> tuple[list[dict], dict]:
@@ -75,14 +79,20 @@ def measure(name: str, out: Path) -> tuple[list[dict], dict]:
     plan = PLANS[name]
     recipe = use_pretrained(get_recipe(name, "laptop"), out)
     data = stages.load_recipe_data(recipe, out)
-    judges = [stages.make_judge(recipe, data, out)]
+    judged, theirs = recipe, data
+    if name in JUDGED_AS:
+        judged = use_pretrained(get_recipe(JUDGED_AS[name], "laptop"), out)
+        theirs = stages.load_recipe_data(judged, out)
+    judges = [stages.make_judge(judged, theirs, out)]
     if name == "cifar10" and "CFGDISTILL_RESNET" in os.environ:
         judges.append(Judge(ResNet.open(Path(os.environ["CFGDISTILL_RESNET"])), data))
     judges = Judges(judges)
-    network = stages.train_teacher(recipe, data, out)
+    network = taught_by = stages.before_stage_one(recipe, data, out)[0]
+    if recipe.track == "sd":  # which samples on its own schedule, and teaches on the students'
+        network = base_denoiser(open_pipeline(recipe.base))
     teacher = GuidedDenoiser(network, data.null)
     stage_one = stages.train_stage_one(recipe, data, out)
-    given = delivered(stage_one, teacher, data)  # in single precision
+    given = delivered(stage_one, GuidedDenoiser(taught_by, data.null), data)  # single precision
     students = [("stage_one", stage_one, ddim, 16)]
     for kind, sampler in (("ddim", ddim), ("stochastic", stochastic)):
         chain = stages.home(recipe, out) / stages.FOLDERS[kind]
@@ -145,7 +155,7 @@ def draw(name: str, data, models: list[tuple], rows: list[dict]) -> None:
     most = models[0][-1]
     labels, columns = torch.arange(10).repeat(2), 10
     if plan.captions:
-        labels, columns = data.text.tokens(list(plan.captions)), len(plan.captions)
+        labels, columns = data.meaning.conditions(plan.captions), len(plan.captions)
     grid = {}
     for w in (0.0, 1.0, plan.weights[-1]):
         how = dict(shape=data.shape, labels=labels, w=w, decode=data.decode)
@@ -315,11 +325,11 @@ def cost(training: dict[str, dict], name: str) -> str:
         minutes[part] = minutes.get(part, 0) + spent["minutes"] * spent["cores"]
     distilled = sum(minutes[part] for part in ("stage-one", "stage-two") if part in minutes)
     spent = ", ".join(f"{part} {value:.1f}" for part, value in minutes.items())
+    said = f"Training, in minutes of one CPU core: {spent}."
+    if "teacher" not in minutes:
+        return f"{said} The teacher is a base as it is."
     ratio = distilled / minutes["teacher"]
-    return (
-        f"Training, in minutes of one CPU core: {spent}. Stages one and two took {ratio:.1f} times "
-        "the teacher's."
-    )
+    return f"{said} Stages one and two took {ratio:.1f} times the teacher's."
 
 
 def asked_and_given(given: dict) -> str:

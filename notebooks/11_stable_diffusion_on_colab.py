@@ -29,14 +29,15 @@
 #
 # **You need** notebooks 03 and 04 for the two stages; 08 and 09 for latents and text.
 #
-# | profile | hardware | time |
-# | --- | --- | --- |
-# | `smoke`, `laptop` | any CPU | half a minute, on a **tiny pipeline with random weights** |
-# | `colab`, `paper` | one free T4 | about 4 hours by arithmetic; **not run yet** |
+# | profile | the base | hardware | time |
+# | --- | --- | --- | --- |
+# | `smoke` | a tiny pipeline with random weights: its pictures are noise | any CPU | half a minute |
+# | `laptop` | **a small one that is trained**, and comes with the package | any CPU | two minutes, or SPENT to train its students again |
+# | `colab`, `paper` | Stable Diffusion 1.5, or another by name | one free T4 | about 4 hours by arithmetic; **not run yet** |
 #
-# Read the last column as it is meant. What is shown below, unless you run it at `colab`, is that the machinery works from end to end: the tiny pipeline has all
-# the parts of Stable Diffusion, a thousandth of its size, and has never been trained. **Its pictures are noise**, and no number below says how good a student of the
-# real one would be. We had no GPU to find out; half precision, memory and minutes at `colab` are computed, not measured.
+# The small base poses as Stable Diffusion: the same kinds of parts, a hundredth of the size, trained on the emoji of notebook 08 to predict $\epsilon$ on Stable Diffusion's own
+# schedule. So what you see at `laptop` is the whole recipe on real pictures, and a number that says how much is lost on the way. It is no proof for the large one: we had no GPU to
+# try that, and half precision, memory and minutes at `colab` are computed, not measured.
 #
 # Allow about 25 minutes to read it, and 25 for the exercises.
 #
@@ -57,6 +58,7 @@ set_up(drive=False, minutes=None)  # keep checkpoints on Drive? stop after so ma
 
 # %%
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -81,10 +83,8 @@ for library in (diffusers, transformers):
 # %% tags=["parameters"]
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
 out = os.environ.get("CFGDISTILL_OUT", "out")
-base = os.environ.get("CFGDISTILL_BASE", "")  # "": Stable Diffusion 1.5, or the tiny pipeline
-captions = (
-    "prompts"  # written by a program; or a captioned data set of the hub, or a folder with one
-)
+base = os.environ.get("CFGDISTILL_BASE", "")  # "": that of the profile
+captions = "prompts"  # for a base of yours; or a captioned data set of the hub, or a folder
 seed = 0
 
 # %% [markdown]
@@ -103,16 +103,22 @@ seed = 0
 
 # %%
 real = profile in ("colab", "paper")
-if not base:
+small = profile == "laptop" and not base
+if small:
+    recipe = cd.use_pretrained(cd.get_recipe("sd", "laptop", seed=seed), out)
+    w, prompts = 1.0, ["red heart", "green apple", "cat face", "castle", "octopus"]
+else:
     standard = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    base = standard if real else tiny_pipeline(Path(out) / "sd-tiny")
-own_data = {"data_free": 10 if real else 2} if captions == "prompts" else {"data_free": 0}
-row = "colab" if real else "smoke"
-recipe = cd.get_recipe("sd", row, base=base, source=captions, seed=seed, **own_data)
+    base = base or (standard if real else tiny_pipeline(Path(out) / "sd-tiny"))
+    steps = {"data_free": 10 if real else 2} if captions == "prompts" else {"data_free": 0}
+    row = "colab" if real else "smoke"
+    recipe = cd.get_recipe("sd", row, base=base, source=captions, seed=seed, **steps)
+    w, prompts = 6.5, list(cd.load_captioned("prompts", "test").class_names[:2])  # unseen ones
 device = "cuda" if torch.cuda.is_available() else "cpu"
-pipe = cd.open_pipeline(base).to(device)
+pipe = cd.open_pipeline(recipe.base).to(device)
 pipe.set_progress_bar_config(disable=True)
-print(base, "is", "the real thing." if real else "tiny and random: its pictures are noise.")
+kind = "small, and trained" if small else "the real thing" if real else "tiny and random"
+print(f"{recipe.base} is {kind}. w = {w}, prompts: {', '.join(prompts)}")
 for name in ("unet", "vae", "text_encoder"):
     part = getattr(pipe, name)
     print(f"{name:13s} {sum(p.numel() for p in part.parameters()) / 1e6:8.2f} million parameters")
@@ -124,12 +130,12 @@ for name in ("unet", "vae", "text_encoder"):
 # %%
 # NBVAL_CHECK_OUTPUT
 text = cd.TextEncoder(pipe.tokenizer, pipe.text_encoder)
-prompts = list(cd.load_captioned("prompts", "test").class_names[:2])  # no training has seen them
-print(*prompts, sep="\n")
 with torch.no_grad():
     conds, empty = text(text.tokens(prompts).to(device)), text(text.tokens([""]).to(device))[0]
 side = pipe.unet.config.sample_size
-z = torch.randn(2, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(device)
+z = torch.randn(len(prompts), 4, side, side, generator=torch.Generator().manual_seed(seed)).to(
+    device
+)
 trailing = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
 
@@ -140,12 +146,12 @@ def same(a, b):
 
 
 stock = pipe(
-    prompts, latents=z, num_inference_steps=10, guidance_scale=7.5, output_type="latent"
+    prompts, latents=z, num_inference_steps=10, guidance_scale=1 + w, output_type="latent"
 ).images
 guided = cd.GuidedDenoiser(cd.base_denoiser(pipe), empty)
-ours = cd.last(cd.ddim(guided, z, 10, conds, 6.5))
+ours = cd.last(cd.ddim(guided, z, 10, conds, w))
 assert same(ours, stock)
-print(f"10 steps at guidance_scale 7.5: {guided.nfe} evaluations, and the same latents")
+print(f"10 steps at guidance_scale 1 + w: {guided.nfe} evaluations, and the same latents")
 
 # %% [markdown]
 # ## The last time step
@@ -307,8 +313,8 @@ for t in (0.25, 0.5, 0.75, 0.85):
         signal[k - 1 : k + 1]
     ).diff()
     t_own = ((k + between) / 1000).item()
-    x = guided(z, t_own, conds, 6.5).x
-    assert same(seen(z, t, conds, 6.5).v, (alpha.item() * z - x) / sigma.item())
+    x = guided(z, t_own, conds, w).x
+    assert same(seen(z, t, conds, w).v, (alpha.item() * z - x) / sigma.item())
     print(f"{t:5.2f} {(sigma / alpha).item():12.3f} {t_own:14.4f}")
 last_of_base = mended.time(own.angle(torch.ones(1).double())).item()
 print(f"Above t = {last_of_base:.3f} our z is noisier than anything that the base has seen.")
@@ -479,7 +485,8 @@ for change in ({"batch": 8}, {"batch": 16}, {"checkpointing": False}, {"lora": 8
 #
 # The package writes captions as a person does: a subject, often a place and a light, a style; 4,000 of them, and 400 others, about subjects that those never name, to look
 # at. The base paints its own pictures for them, in a few guided steps each, and they are kept as they come. `captions` may be a text file with a caption in every line instead,
-# or a captioned data set; then its images go through the autoencoder. **What do embeddings and latents look like?** (Those of the tiny one: noise, its weights are random.)
+# or a captioned data set; then its images go through the autoencoder. The small base knows the names of emoji and no more, so at `laptop` it is asked about those, and their pictures
+# are the images. **What do embeddings and latents look like?**
 
 # %%
 vae, text = pipe.vae.cpu(), text.cpu()
@@ -493,13 +500,15 @@ fig, axis = plotting.figure(1, 1, width=6, height=1.4)
 plotting.draw_images(axis, data.decode(data.stored[:6]), 6, "what stage one asks about")
 plotting.show(
     fig,
-    alt="Six images that the base painted for six captions, decoded from their latents: with the tiny random one, coloured noise.",
+    alt="Six images, decoded from their latents: emoji, where the base is the small one; else what the base painted for six captions, and "
+    "with the tiny random one that is coloured noise.",
 )
 
 # %% [markdown]
 # ## Both stages
 #
 # The functions that notebooks 03 and 04 called; the teacher needs no training. Every file holds the low-rank changes alone, with the name and the fingerprint of the base.
+# (Those of the small base come with the package. Under another `seed`, or with any entry of the recipe changed, they are trained here.)
 
 # %%
 stages.train_stage_one(recipe, data, out)
@@ -535,13 +544,14 @@ for steps in cd.halvings(recipe.start):
     stock.set_progress_bar_config(disable=True)
     stock.unet.register_forward_hook(lambda *given: calls.append(1))
     calls.clear()
-    how = {"latents": z, "num_inference_steps": steps, "guidance_scale": 7.5}
+    how = {"latents": z, "num_inference_steps": steps, "guidance_scale": 1 + w}
     latents = stock(prompts, output_type="latent", **how).images
-    ours = cd.last(cd.ddim(student, z, steps, conds, 6.5))
-    assert same(latents, ours)
-    print(f"{steps} steps: {len(calls)} evaluations, and the same latents")
-    pictures[f"{steps} evaluations"] = 2 * stock(prompts, output_type="pt", **how).images.cpu() - 1
+    ours = cd.last(cd.ddim(student, z, steps, conds, w))
+    assert same(latents, ours) and len(calls) == steps
+    title = f"{steps} evaluation{'s' * (steps > 1)}"
+    pictures[title] = 2 * stock(prompts, output_type="pt", **how).images.cpu() - 1
     del student, stock
+print("Every student: the same latents, and one evaluation per step")
 
 # %% [markdown]
 # For whoever has the base, the changes alone are enough: a **LoRA file**. It has no input for w, so it is written for one, and called with `guidance_scale=1`. What w
@@ -552,13 +562,13 @@ for steps in cd.halvings(recipe.start):
 # NBVAL_CHECK_OUTPUT
 steps = recipe.start
 student = cd.load(home / "stage-two" / f"steps-{steps}")
-folder = export_lora(student, Path(out) / "sd-exported" / f"lora-steps-{steps}", w=6.5)
-stock = StableDiffusionPipeline.from_pretrained(base).to(device)
+folder = export_lora(student, Path(out) / "sd-exported" / f"lora-steps-{steps}", w=w)
+stock = cd.open_pipeline(recipe.base).to(device)
 stock.load_lora_weights(folder)
 stock.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 stock.set_progress_bar_config(disable=True)
 how = {"latents": z, "num_inference_steps": steps, "guidance_scale": 1, "output_type": "latent"}
-ours = cd.last(cd.ddim(student, z, steps, conds, 6.5))
+ours = cd.last(cd.ddim(student, z, steps, conds, w))
 far = ((stock(prompts, **how).images - ours).abs().max() / ours.abs().max()).item()
 print(f"The base with a LoRA file in half precision: off by less than 1 %: {far < 0.01}")
 del student, stock
@@ -604,25 +614,57 @@ assert checks.guided_again(guided_again).startswith("Right")
 # </details>
 
 # %% [markdown]
-# **What do the prompts look like, beside the base's own 25 steps with 50 evaluations?** At `smoke` and `laptop`: like noise from random weights, all of them.
+# ## What they look like, and what was lost
+#
+# **The prompts, drawn by the base with 50 evaluations and by its students.** (At `smoke`: noise from random weights, all of it.)
 
 # %%
-pipe = cd.open_pipeline(base).to(device)
+pipe = cd.open_pipeline(recipe.base).to(device)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
 pipe.set_progress_bar_config(disable=True)
-how = {"latents": z, "num_inference_steps": 25, "guidance_scale": 7.5, "output_type": "pt"}
+how = {"num_inference_steps": 25, "guidance_scale": 1 + w, "output_type": "pt", "latents": z}
 pictures = {"the base, 50 evaluations": 2 * pipe(prompts, **how).images.cpu() - 1} | pictures
-fig, axes = plotting.figure(1, len(pictures), width=2.5 * len(pictures), height=1.8)
-for axis, (name, x) in zip(axes, pictures.items(), strict=True):
-    plotting.draw_images(axis, x, 2, name)
 plotting.show(
-    fig,
-    alt="Two prompts drawn by the base in 50 evaluations and by students of fewer and fewer, down to 1; with the tiny random pipeline "
-    "all of them are coloured noise.",
+    plotting.image_rows(pictures, len(prompts)),
+    alt="Prompts drawn by the base in 50 evaluations and, row by row, by students of fewer and fewer, down to 1. ALT",
 )
 if real:  # needs the weights of CLIP, which are not replaced by anything
     for name, x in pictures.items():
         print(f"{name}: CLIP score of two pictures {cd.clip_score(x, prompts):.1f}")
+
+# %% [markdown]
+# **How far are students from what they were distilled from?** The emoji models of notebook 09 learnt the same pictures the direct way: their teacher says $v$ on a schedule that ends in
+# noise, and all weights were trained. Beside them, ours: from $\epsilon$, across schedules, as low-rank changes. For each, the distance to *its own* teacher's pictures with 100 evaluations, from
+# the same noise, as the root mean square over pixels in $[-1, 1]$.
+
+# %%
+if small:
+    captions = data.class_names[:: len(data) // 48][:48]
+    asked, many = text.tokens(captions), torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(captions), *data.shape, generator=many)
+    with torch.no_grad():
+        embedded, nothing = text(asked), text(text.tokens([""]))[0]
+    direct = cd.GuidedDenoiser(cd.load("emoji/teacher", "cpu"), text.null)
+    walks = {
+        "directly": (direct, "emoji/stage-two", asked),
+        "from eps": (
+            cd.GuidedDenoiser(cd.base_denoiser(pipe.to("cpu")), nothing),
+            "sd/stage-two",
+            embedded,
+        ),
+    }
+    print("evaluations       8      4      2      1")
+    for walk, (teacher, folder, cond) in walks.items():
+        best = data.decode(cd.last(cd.ddim(teacher, noise, 50, cond, w)))
+        lost = []
+        for steps in (8, 4, 2, 1):
+            student = cd.load(f"{folder}/steps-{steps}", "cpu")
+            x = data.decode(cd.last(cd.ddim(student, noise, steps, cond, w)))
+            lost.append((x - best).square().mean().sqrt().item())
+        print(f"{walk:12s}", *(f"{far:6.3f}" for far in lost))
+
+# %% [markdown]
+# READING
 
 # %% [markdown]
 # ## What is refused
@@ -633,7 +675,7 @@ if real:  # needs the weights of CLIP, which are not replaced by anything
 # NBVAL_CHECK_OUTPUT
 for changes in ({"base": None}, {"prediction_type": "eps"}):
     try:
-        stages.train_stage_one(cd.get_recipe("sd", "smoke", **{"base": base} | changes), data, out)
+        stages.train_stage_one(replace(recipe, **changes), data, out)
     except ValueError as error:
         print(error)
 
@@ -648,13 +690,4 @@ for changes in ({"base": None}, {"prediction_type": "eps"}):
 # 5. At `colab`: compare `lora=8` and `lora=64`. Each rank gets folders of its own.
 
 # %%
-facts = checkpoints.provenance(
-    notebook="11_stable_diffusion_on_colab",
-    recipe=recipe.name,
-    base="real" if real else "tiny, random",
-    seed=seed,
-    data=data.hash[:16],
-    split=data.split,
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, data, "11_stable_diffusion_on_colab")

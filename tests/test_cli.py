@@ -22,10 +22,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from cfgdistill import Recipe, cli, get_recipe
+from cfgdistill import Recipe, add_w_conditioning, cli, get_recipe, sample
 from cfgdistill.data import named as data
 from cfgdistill.teachers.files import load
-from cfgdistill.training.checkpoints import read_card, read_tensors, write_text
+from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights, write_text
 
 TINY = dict(
     channels=(8, 16),
@@ -242,6 +242,21 @@ def test_samples_as_tensors_are_those_of_the_model_for_these_labels_w_and_noise(
     assert torch.equal(tensors["images"], x.clamp(-1, 1))
 
 
+def test_several_strengths_are_said_with_commas_and_reach_the_network(run, tmp_path):
+    student = add_w_conditioning(load("digits/teacher"), ((0.0, 2.0), (0.0, 1.0))).for_steps(2)
+    for p in student.net.unet.time_embedding.cond_proj.parameters():  # 0 until it is trained
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) / 10
+    save_weights(student, tmp_path / "student", {})
+    how = (tmp_path / "student", "--n 2 --classes 3 --to", tmp_path / "two.safetensors")
+    for words, w in (("--w 1.5,0.25", (1.5, 0.25)), ("", (1.0, 1.0))):
+        code, said = run("sample", *how, words)[:2]
+        assert code == 0 and tuple(said["w"]) == w
+        images = read_tensors(tmp_path / "two.safetensors")[0]["images"]
+        assert torch.equal(images, sample(student, [3, 3], w))
+    code, _, said = run("sample", *how, "--w 1.5")
+    assert code == 1 and "takes 2 guidance strengths, not 1" in said
+
+
 def test_samples_need_neither_the_data_nor_a_copy_of_a_shipped_model(run, tmp_path, monkeypatch):
     monkeypatch.setattr("cfgdistill.course.stages.load_recipe_data", None)
     monkeypatch.setattr("cfgdistill.course.pretrained.use_pretrained", None)
@@ -382,8 +397,6 @@ def broken(here):
     del card["recipe"]
     write_text(here / "no-recipe" / "card.json", json.dumps(card))
     from helpers import tiny_mlp
-
-    from cfgdistill.training.checkpoints import save_weights
 
     save_weights(tiny_mlp(), here / "points", {})
 

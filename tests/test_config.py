@@ -29,7 +29,7 @@ def test_there_is_one_recipe_for_each_data_set_and_profile():
             for p in PROFILES
             if p != "shipped"
         ),
-        *("digits-shipped", "emoji-smoke", "emoji-laptop", "sd-smoke", "sd-colab"),
+        *("digits-shipped", "emoji-smoke", "emoji-laptop", "sd-smoke", "sd-laptop", "sd-colab"),
     }
     assert PROFILES == ("smoke", "laptop", "shipped", "colab", "paper")
 
@@ -88,8 +88,8 @@ def test_a_recipe_survives_json():
 
 
 def test_a_data_set_without_a_row_for_a_profile_says_which_it_has():
-    with pytest.raises(ValueError, match="no sd profile 'laptop'.* are smoke, colab"):
-        get_recipe("sd", "laptop")
+    with pytest.raises(ValueError, match="no sd profile 'paper'.* are smoke, laptop, colab"):
+        get_recipe("sd", "paper")
 
 
 ODD = [

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import shutil
 import socket
@@ -32,23 +33,26 @@ from cfgdistill.data.latents import Latents
 from cfgdistill.data.prompts import SUBJECTS, prompts
 from cfgdistill.data.text import TextEncoder
 from cfgdistill.export.lora import export_lora
-from cfgdistill.export.stock import export
+from cfgdistill.export.single_file import FILE, export_single_file
+from cfgdistill.export.stock import export, model_card
 from cfgdistill.teachers.files import load
 from cfgdistill.teachers.stable_diffusion import (
     OWN_W,
     PART,
+    Pipeline,
     base_and_start,
     base_denoiser,
     cached_embeddings,
     load_latents,
     open_pipeline,
     own_latents,
+    predicts,
     tiny_pipeline,
     v_schedule,
 )
 from cfgdistill.teachers.unet import add_lora, open_unet
 from cfgdistill.teachers.w_input import add_w_conditioning
-from cfgdistill.training.checkpoints import read_card, read_tensors, save_weights
+from cfgdistill.training.checkpoints import fingerprint, read_card, read_tensors, save_weights
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim
 from cfgdistill.training.randomness import random_at
@@ -517,10 +521,11 @@ def test_an_exported_student_is_a_plain_pipeline_that_makes_the_same_latents(
     base, pipe, text, tmp_path, rank
 ):
     student = moved(add_w_conditioning(new_student(base, lora=rank), (0.0, 8.0)))
+    student.meaning = Pipeline(base, "full")  # as both stages leave it
     before = {key: value.clone() for key, value in student.net.state_dict().items()}
     export(student, tmp_path, vae=VAEEncoder(pipe.vae), text=text)
     head = (tmp_path / "README.md").read_text().split("---")[1]
-    assert ("license_name: same-as-base-model" in head) == bool(rank)
+    assert "license_name: same-as-base-model" in head
     assert base not in head  # which is a folder on this machine
     after = student.net.state_dict()  # nothing was merged in place
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
@@ -569,6 +574,17 @@ def test_a_lora_file_makes_the_student_of_the_stock_base(base, pipe, text, tmp_p
     assert "the base's own, if" in card and "zero terminal SNR" in card
 
 
+def test_a_card_names_the_base_on_the_hub_and_its_licence_whatever_was_trained(base):
+    for rank in (0, 4):
+        student = add_w_conditioning(new_student(base, lora=rank), (0.0, 8.0))
+        student.meaning, student.net.base = Pipeline("owner/name@a1b2", "full"), None
+        head, rest = model_card(student, {}).split("---\n")[1:]
+        assert 'base_model: "owner/name"\n' in head and "same-as-base-model" in head
+        assert "its licence holds for them" in rest
+        student.meaning = Pipeline("emoji/eps-base", "full")  # which is nowhere on the hub
+        assert "base_model:" not in model_card(student, {})
+
+
 def test_what_is_no_low_rank_change_is_not_written_as_one(base, tmp_path):
     student = add_w_conditioning(new_student(base, lora=0), (0.0, 8.0))
     with refused(ValueError, "all weights of its own", "lora=64"):
@@ -599,14 +615,122 @@ def test_a_pipeline_in_half_precision_is_half_as_large_and_the_student_stays(
     assert (found - ours).abs().max() < 1e-2 * ours.abs().max()
 
 
-def test_a_student_on_the_bases_own_1000_steps_is_not_exported(pipe, text, tmp_path):
-    own = base_denoiser(pipe)
-    own = Denoiser(own.net, own.schedule, "v")
-    with refused(ValueError, "counts 1000 time steps", "1024"):
-        export(
-            add_w_conditioning(own, (0.0, 8.0)), tmp_path / "x", vae=VAEEncoder(pipe.vae), text=text
-        )
+def counting_1000(base, **changes):
+    """A student, no longer 0, that counts time as Stable Diffusion and its tools do."""
+    start = new_student(base, entries=1000, **changes)
+    student = moved(add_w_conditioning(start, (0.0, 8.0)))
+    student.meaning = Pipeline(base, "full")
+    return student
+
+
+def test_a_student_may_count_1000_times_and_is_exported_for_8_4_2_and_1_steps(
+    base, pipe, text, tmp_path
+):
+    student, how = counting_1000(base), {"vae": VAEEncoder(pipe.vae), "text": text}
+    assert student.net.timesteps == len(student.schedule.alphas_cumprod) == 1000
+    stock = StableDiffusionPipeline.from_pretrained(export(student, tmp_path / "stock", **how))
+    stock.set_progress_bar_config(disable=True)
+    assert stock.scheduler.config.num_train_timesteps == 1000
+    for steps in (1, 2, 4, 8):
+        asked = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "latent"}
+        found = stock(CAPTIONS, latents=noise(), **asked).images
+        ours = last(ddim(student, noise(), steps, embed(text, CAPTIONS), 3.0))
+        torch.testing.assert_close(found, ours, atol=1e-4, rtol=1e-4)
+    with refused(ValueError, "counts in 1000 whole steps", "16 steps lie between"):
+        export(student.for_steps(16), tmp_path / "x", **how)
+    with refused(ValueError, "entries=1000 and start=16", "start=8"):
+        tiny(base, entries=1000, start=16)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def in_one_file(base, pipe, text, tmp_path_factory):
+    """A student, and at w = 3 its single file and the folder for stock diffusers."""
+    student, folder = counting_1000(base), tmp_path_factory.mktemp("file")
+    how = {"vae": VAEEncoder(pipe.vae), "text": text, "w": 3.0}
+    export_single_file(student, folder / "one", half=False, **how)
+    return student, folder / "one", export(student, folder / "stock", **how)
+
+
+def test_diffusers_reads_the_single_file_by_the_originals_names(in_one_file):
+    _, one, folder = in_one_file
+    known = StableDiffusionPipeline.from_pretrained(folder)
+    found = StableDiffusionPipeline.from_single_file(str(one / FILE), config=str(folder))
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(known, part).state_dict(), getattr(found, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_names_of_the_single_file_are_those_of_stable_diffusion(in_one_file):
+    named = read_tensors(in_one_file[1] / FILE)[0]
+    # Of two levels with one layer each: in, a block, halved, a block; two blocks, doubled, two.
+    blocks = {k.split(".")[3] for k in named if k.startswith("model.diffusion_model.output_blocks")}
+    assert blocks == {"0", "1", "2", "3"}
+    for name, shape in {
+        "model.diffusion_model.time_embed.0.weight": (128, 32),
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (32, 32),
+        "model.diffusion_model.input_blocks.2.0.op.weight": (32, 32, 3, 3),
+        "model.diffusion_model.middle_block.1.norm.weight": (64,),
+        "model.diffusion_model.output_blocks.1.1.conv.weight": (64, 64, 3, 3),
+        "model.diffusion_model.out.2.bias": (4,),
+        "first_stage_model.decoder.mid.attn_1.q.weight": (16, 16, 1, 1),
+        "first_stage_model.encoder.down.0.downsample.conv.bias": (16,),
+        "first_stage_model.quant_conv.weight": (8, 8, 1, 1),
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight": (32,),
+    }.items():
+        assert named[name].shape == shape, name
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_as_comfyui_samples_it_the_single_file_makes_the_students_latents(in_one_file, text, steps):
+    """Its arithmetic, written from its code: ModelSamplingDiscrete with v_prediction and zsnr, the
+    scheduler `simple`, Euler in z / alpha at cfg 1."""
+    student, one, folder = in_one_file
+    found = StableDiffusionPipeline.from_single_file(str(one / FILE), config=str(folder))
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha = (1 - betas).cumprod(0).sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    kept = alpha.square()
+    kept[-1] = 4.8973451890853435e-08
+    sigmas = ((1 - kept) / kept).sqrt()
+    entries = [1000 - 1 - int(k * 1000 / steps) for k in range(steps)]
+    cond, x = embed(text, CAPTIONS), noise().double() * sigmas[-1]
+    for place, k in enumerate(entries):
+        sigma = sigmas[k]
+        scale = (sigma**2 + 1).sqrt()
+        with torch.no_grad():
+            v = found.unet((x / scale).float(), k, cond).sample.double()
+        denoised = x / scale**2 - v * sigma / scale
+        following = sigmas[entries[place + 1]] if place + 1 < steps else 0.0
+        x = x + (x - denoised) / sigma * (following - sigma)
+    ours = last(ddim(student, noise(), steps, cond, 3.0))
+    torch.testing.assert_close(x.float(), ours, atol=1e-3, rtol=1e-3)
+
+
+def test_a_single_file_says_how_it_is_sampled_and_is_refused_where_it_would_not_work(
+    base, pipe, text, in_one_file, tmp_path
+):
+    card = (in_one_file[1] / "README.md").read_text()
+    for words in ("cfg 1", "`simple`", "`v_prediction` and `zsnr`", "w = 3 for good", "1000 train"):
+        assert words in card
+    assert "```python" not in card
+    how = {"vae": VAEEncoder(pipe.vae), "text": text, "w": 3.0}
+    with refused(ValueError, "count 1000 times", "entries=1000 and start=8"):
+        export_single_file(add_w_conditioning(new_student(base), (0.0, 8.0)), tmp_path / "x", **how)
+    emoji = load("emoji/stage-two/steps-4")
+    emoji.net.timesteps = 1000
+    with refused(ValueError, "Only students of Stable Diffusion 1.x"):
+        how |= {"vae": emoji.meaning.vae, "text": emoji.meaning.text, "w": 1.0}
+        export_single_file(emoji, tmp_path / "x", **how)
+    assert not (tmp_path / "x").exists()
+    export_single_file(
+        counting_1000(base, lora=0), tmp_path / "half", vae=VAEEncoder(pipe.vae), text=text, w=3.0
+    )
+    floats = [
+        v for v in read_tensors(tmp_path / "half" / FILE)[0].values() if v.is_floating_point()
+    ]
+    assert {v.dtype for v in floats} == {torch.float16}
 
 
 def test_from_the_command_line_a_base_becomes_a_student_a_picture_and_a_stock_folder(
@@ -628,6 +752,9 @@ def test_from_the_command_line_a_base_becomes_a_student_a_picture_and_a_stock_fo
     assert sampled["nfe"] == 2
     verb("export", folder, "--to", tmp_path / "stock")
     verb("export", folder, "--to", tmp_path / "lora", "--lora", "--w", 3)
+    words = ["export", folder, "--to", tmp_path / "one", "--single-file", "--w", 3]
+    assert cli.main([*map(str, words)]) != 0 and "entries=1000" in capsys.readouterr().err
+    assert cli.main([*map(str, words[:-2])]) != 0 and "--w" in capsys.readouterr().err
     assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").exists()
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")
     stock.set_progress_bar_config(disable=True)
@@ -984,3 +1111,69 @@ def test_a_recipe_that_cannot_be_run_is_told_before_any_work(base, data, tmp_pat
     with refused(ValueError, "no judge for sd: use metrics.clip_score"):
         stages.train_classifier(tiny(base), data, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# ---- a base with real pictures ----------------------------------------------------------------
+
+SMALL = "emoji/eps-base"
+NAMES = ["red heart", "green apple", "cat face", "castle", "octopus", "angry face", "rainbow"]
+
+
+def test_the_shipped_base_poses_as_stable_diffusion(tmp_path):
+    pipe = open_pipeline(SMALL)
+    kept = pipe.scheduler.alphas_cumprod
+    assert predicts(pipe) == "eps" and len(kept) == 1000
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(kept.double(), (1 - betas).cumprod(0), atol=1e-6, rtol=1e-5)
+    # A folder that it writes is opened as any other, and is the same base.
+    pipe.save_pretrained(tmp_path)
+    again = open_pipeline(str(tmp_path))
+    for part in ("unet", "vae", "text_encoder"):
+        assert fingerprint(getattr(again, part)) == fingerprint(getattr(pipe, part))
+    assert fingerprint(open_unet(SMALL)) == fingerprint(pipe.unet)
+    assert base_denoiser(again).schedule.made_of == base_denoiser(pipe).schedule.made_of
+
+
+def test_the_shipped_base_says_in_eps_what_the_teacher_says_in_v():
+    base, teacher = base_denoiser(open_pipeline(SMALL)), load("emoji/teacher", "cpu")
+    tokens = teacher.meaning.conditions(NAMES)
+    text = teacher.net.text
+    z = torch.randn(len(NAMES), *base.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        embedded = text(tokens).last_hidden_state
+        for t in (0.2, 0.5, 0.8):
+            phi = base.schedule.angle(torch.tensor([t]))
+            own, said = base(z, t, embedded), teacher(z, 2 / math.pi * phi.item(), tokens)
+            assert (own.eps - said.eps).square().mean() < 0.05 * said.eps.square().mean()
+            shuffled = base(z, t, embedded.flip(0)).x
+            assert (own.x - said.x).square().mean() < 0.2 * (shuffled - own.x).square().mean()
+
+
+@pytest.mark.parametrize("name", ["digits/teacher", "emoji/stage-two/steps-4", "emoji/teacher"])
+def test_another_shipped_model_is_no_base(name):
+    with refused(ValueError, name, "is no pipeline", "emoji/eps-base"):
+        open_pipeline(name)
+
+
+def test_students_of_the_shipped_base_are_as_near_to_it_as_those_that_were_distilled_directly():
+    """From eps, across schedules, by low-rank changes: what issue by issue could go wrong shows
+    here. Distances to the own teacher's pictures, from the same noise."""
+    teacher = load("emoji/teacher", "cpu")
+    meaning = teacher.meaning
+    tokens = meaning.conditions(NAMES)
+    with torch.no_grad():
+        embedded = teacher.net.text(torch.cat([tokens, meaning.null[None]])).last_hidden_state
+    z = torch.randn(len(NAMES), *teacher.shape, generator=torch.Generator().manual_seed(2))
+    walks = {
+        "emoji": (GuidedDenoiser(teacher, meaning.null), tokens),
+        "sd": (GuidedDenoiser(base_denoiser(open_pipeline(SMALL)), embedded[-1]), embedded[:-1]),
+    }
+    far = {}
+    for walk, (guided, cond) in walks.items():
+        truth = meaning.decode(last(ddim(guided, z, 25, cond, 1.0)))
+        for steps in (8, 4):
+            student = load(f"{walk}/stage-two/steps-{steps}", "cpu")
+            x = meaning.decode(last(ddim(student, z, steps, cond, 1.0)))
+            far[walk, steps] = (x - truth).square().mean().sqrt().item()
+    assert far["sd", 8] < 1.15 * far["emoji", 8] and far["sd", 4] < 1.15 * far["emoji", 4]
+    assert far["sd", 8] < far["sd", 4]

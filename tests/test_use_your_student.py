@@ -24,7 +24,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         base = tiny_pipeline(folder / "base")
-        _, start = base_and_start(get_recipe("sd", "smoke", base=base))
+        _, start = base_and_start(get_recipe("sd", "smoke", base=base, entries=1000))
         student = add_w_conditioning(start, (2.0, 14.0)).for_steps(8)
         student.meaning = Pipeline(base, "full")
         save_weights(student, Path("out/sd-colab/stage-two/steps-8"), {})
@@ -48,6 +48,13 @@ def run(code, place, names=None):
 def test_the_student_is_called_as_a_pipeline_and_as_a_lora_file(place):
     whole, lora = run(WHOLE, place), run(LORA, place)
     assert whole["image"].size == lora["image"].size == (16, 16)
+
+
+def test_the_single_file_lies_where_the_page_says(place):
+    assert (place / "student-file" / "student.safetensors").exists()
+    said = re.search(r"`simple` takes entries ([\d, ]+), \.\.\.", TEXT).group(1)
+    # t = i/8 for i = 8, 7, ..., in entries of 1000, the first of which is k = 0.
+    assert [int(k) for k in said.split(", ")] == [1000 * i // 8 - 1 for i in (8, 7, 6)]
 
 
 def test_the_server_answers_with_a_picture(place):

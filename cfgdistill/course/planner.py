@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cfgdistill.core.stage_two import halvings
 from cfgdistill.course.recipes import Recipe
 from cfgdistill.data.hub import name_and_revision, to_fetch
-from cfgdistill.teachers.unet import LORA_LAYERS
+from cfgdistill.teachers.files import shipped_name
+from cfgdistill.teachers.unet import LORA_LAYERS, open_unet
 from cfgdistill.training.progressive import times_as_long
 
 # Of Stable Diffusion 1.5, where it is not what diffusers takes by default.
@@ -84,6 +85,8 @@ def configuration(base: str) -> dict:
     """That of a pipeline's U-Net, without its weights; OSError where it cannot be had."""
     from diffusers import UNet2DConditionModel
 
+    if shipped_name(base):
+        return dict(open_unet(base).config)
     name, revision = name_and_revision(base)
     try:
         return dict(UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision))

@@ -68,8 +68,9 @@ class Recipe:
     mirror: bool = False  # whether half of the images are mirrored in training
     source: str = "emoji"  # a folder, or a data set of the hub; for "sd": see data.load_captioned
     # Only for the data set "sd", whose teacher is a Stable Diffusion pipeline:
-    base: str | None = None  # the pipeline: a name on the hub, or a folder
+    base: str | None = None  # the pipeline: a name on the hub, a folder, or a shipped base
     data_free: int = 0  # steps in which the base paints its own data for the captions; 0: images
+    entries: int = 1024  # that students count time in; 1000 for tools that know no other: start=8
     lora: int = 0  # rank of the changes to its weights that are trained; 0: all weights are
     checkpointing: bool = False  # backward computes again what forward need not keep
     eight_bit: bool = False  # Adam's moments in 8 bits, where bitsandbytes and a GPU are present
@@ -97,6 +98,12 @@ class Recipe:
             raise ValueError(
                 f"autoencoder={self.autoencoder} does not fit: it is above 0 for emoji, which are "
                 f"drawn as latents, and 0 for {self.track}."
+            )
+        if self.track == "sd" and self.entries % self.start:
+            raise ValueError(
+                f"entries={self.entries} and start={self.start} do not go together: a student of "
+                f"{self.start} steps is asked at times between those entries. Pass start=8 with "
+                "1000 entries, or leave them at 1024."
             )
         factor = 2 ** (len(self.vae_channels) - 1)
         if self.autoencoder and (
@@ -215,6 +222,7 @@ SPECIAL = (
         "mirror",
         "source",
         "data_free",
+        "entries",
         "lora",
         "checkpointing",
         "eight_bit",
@@ -245,6 +253,7 @@ RECIPES = (
     Recipe("emoji",   "laptop", (64, 96, 128),        1,     64,   1200, 3300,   800,      64,     8,    150,    "mixed", None,  autoencoder=900, size=32, vae_channels=(48, 64), scale_shift=True, w_max=2.0, w_power=1.5, t_power=0.4, w_rate=100.0, rate=5e-4, rate_one=1e-4, time_rate=10.0, rate_two=3e-4),  # 57 min, 2 cores, with notebooks 08-10
     # Stable Diffusion, whose teacher is the base, as it is; size is the base's own. get_recipe("sd", "colab", base="...", source="...").
     Recipe("sd",      "smoke",  (),                   0,     2,    0,    0,      3,        2,      4,    4,      "full",  8,     size=16,  lora=4,  checkpointing=True, w_max=8.0),  # random weights, see stable_diffusion.tiny_pipeline; noise
+    Recipe("sd",      "laptop", (),                   0,     32,   0,    0,      1700,     96,     8,    150,    "mixed", None,  base="emoji/eps-base", size=32, lora=8, w_max=2.0, w_power=1.5, w_rate=30.0, rate_one=3e-3, rate_two=1e-3),  # a small base that is shipped, see data/make_eps_base.py
     Recipe("sd",      "colab",  (),                   0,     4,    0,    0,      4000,     300,    16,   200,    "mixed", 1000,  source="prompts", data_free=10, size=512, lora=64, checkpointing=True, eight_bit=True, w_min=2.0, w_max=14.0, w_power=1.0, rate_one=1e-4, rate_two=5e-5),  # not run yet; 4 h estimated, see below
 )
 # fmt: on

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cfgdistill.core.denoiser import Denoiser, check_weights
 from cfgdistill.export.stock import added_by_w, check_exported, model_card, put, stock_scheduler
-from cfgdistill.teachers.unet import TIMESTEPS, LoraUNet
+from cfgdistill.teachers.unet import LoraUNet
 
 
 def export_lora(
@@ -34,7 +34,7 @@ def export_lora(
         from diffusers import StableDiffusionPipeline
 
         StableDiffusionPipeline.save_lora_weights(made, unet_lora_layers=tensors)
-        stock_scheduler(student.schedule).save_pretrained(made / "scheduler")
+        stock_scheduler(student.schedule, student.net.timesteps).save_pretrained(made / "scheduler")
         (made / "README.md").write_text(card, encoding="utf-8")
 
     return put(write, folder, marked="README.md")
@@ -51,8 +51,8 @@ def _changes(net: LoraUNet, w: float) -> dict[str, Tensor]:
     from peft.utils import get_peft_model_state_dict
 
     tensors = {key: value.cpu() for key, value in get_peft_model_state_dict(net.unet).items()}
-    features = net.unet.time_proj(torch.arange(TIMESTEPS)).double()
-    one = torch.linalg.lstsq(features, torch.ones(TIMESTEPS, 1).double()).solution[:, 0]
+    features = net.unet.time_proj(torch.arange(net.timesteps)).double()
+    one = torch.linalg.lstsq(features, torch.ones(net.timesteps, 1).double()).solution[:, 0]
     added = added_by_w(net.unet, w).cpu()
     # Of the others' rank, with zeros, so that no tool scales it in another way.
     down, up = torch.zeros(net.rank, len(one)), torch.zeros(len(added), net.rank)

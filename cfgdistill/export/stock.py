@@ -18,23 +18,25 @@ from cfgdistill.core.denoiser import Denoiser, check_weights, ranges
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.schedules import Schedule
 from cfgdistill.data.autoencoder import VAEEncoder
+from cfgdistill.data.hub import name_and_revision
 from cfgdistill.data.text import TextEncoder
 from cfgdistill.teachers.dit import DiT, UNet2D
+from cfgdistill.teachers.files import shipped_name
 from cfgdistill.teachers.flow import Flow
-from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet, LoraUNet, TextUNet
+from cfgdistill.teachers.unet import TIMESTEPS, ClassUNet, TextUNet
 
 MARK = "Made with cfgdistill"
 MADE_WITH = f'{MARK} after "On Distillation of Guided Diffusion Models" (Meng et al., CVPR 2023).'
 
 
-def stock_scheduler(schedule: Schedule):
-    """diffusers' DDIMScheduler on exactly our schedule and grid, t = i/N as (k + 1) / 1024."""
+def stock_scheduler(schedule: Schedule, entries: int = TIMESTEPS):
+    """diffusers' DDIMScheduler on exactly our schedule and grid, t = i/N as (k + 1) / entries."""
     from diffusers import DDIMScheduler
 
-    t = torch.arange(TIMESTEPS + 1, dtype=torch.float64) / TIMESTEPS
+    t = torch.arange(entries + 1, dtype=torch.float64) / entries
     kept = schedule.alpha_sigma(t)[0].square()
     return DDIMScheduler(
-        TIMESTEPS,
+        entries,
         trained_betas=(1 - kept[1:] / kept[:-1]).tolist(),
         prediction_type="v_prediction",
         timestep_spacing="trailing",
@@ -66,10 +68,11 @@ def check_exported(student: Denoiser) -> None:
             f"This student predicts {student.prediction_type}, and the stock scheduler is set for "
             "v: export a student with prediction_type='v'."
         )
-    if isinstance(student.net, TextUNet) and student.net.timesteps != TIMESTEPS:
+    if isinstance(student.net, TextUNet) and student.net.timesteps % (student.steps or 1):
         raise ValueError(
-            f"This network counts {student.net.timesteps} time steps and the stock scheduler "
-            f"{TIMESTEPS}: give its student a schedule of so many entries, such as v_schedule."
+            f"The stock scheduler counts in {student.net.timesteps} whole steps, as this network "
+            f"does, and the times of a student of {student.steps} steps lie between them: export "
+            "a student of fewer, or distil with entries=1024."
         )
 
 
@@ -106,13 +109,10 @@ def export(
             )
     if half and not isinstance(student.net, TextUNet):
         raise ValueError("Only text-to-image pipelines are written in half: leave half out.")
-    scheduler = stock_scheduler(student.schedule)
     if isinstance(student.net, TextUNet):
-        pipeline = _text_pipeline(student, scheduler, vae, text)
-        if w is not None:
-            pipeline.register_modules(unet=fold_w(pipeline.unet, w))
+        pipeline = text_pipeline(student, vae, text, w)
     elif isinstance(student.net, ClassUNet | DiT | UNet2D):
-        pipeline = _class_pipeline(student, scheduler, vae, class_names)
+        pipeline = _class_pipeline(student, vae, class_names)
     elif isinstance(student.net, Flow):
         raise ValueError(
             "The network of a flow-matching student is stock diffusers' own: save it alone, with "
@@ -197,19 +197,21 @@ def _as_others_know_it(folder: Path, tokenizer) -> None:
     tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json, merges.txt
 
 
-def _text_pipeline(student, scheduler, vae, text):
+def text_pipeline(student, vae, text, w: float | None = None):
+    """A text student as a StableDiffusionPipeline; with w, at that one for good."""
     from diffusers import StableDiffusionPipeline
 
     if vae is None or text is None:
         raise ValueError(
             "A text-to-image student needs its autoencoder and text encoder: pass vae and text."
         )
+    unet = student.net.stock()
     return StableDiffusionPipeline(
         vae=vae.folded(),
         text_encoder=text.model,
         tokenizer=text.tokenizer,
-        unet=student.net.stock(),
-        scheduler=scheduler,
+        unet=unet if w is None else fold_w(unet, w),
+        scheduler=stock_scheduler(student.schedule, student.net.timesteps),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -239,12 +241,12 @@ def added_by_w(unet, w: float) -> Tensor:
     return embedding.linear_1.weight.float() @ projected.float()
 
 
-def _class_pipeline(student, scheduler, vae, class_names):
+def _class_pipeline(student, vae, class_names):
     from cfgdistill.export.class_pipeline import ClassConditionalPipeline
 
     net, vae = student.net, vae or getattr(student.meaning, "vae", None)
     return ClassConditionalPipeline(
-        scheduler,
+        stock_scheduler(student.schedule),
         **{"transformer" if isinstance(net, DiT) else "unet": net.stock()},
         vae=None if vae is None else vae.folded(),
         steps=student.steps,
@@ -255,6 +257,11 @@ def _class_pipeline(student, scheduler, vae, class_names):
     )
 
 
+def _base(student: Denoiser) -> str | None:
+    """The pipeline that a student was made from, also where it has all weights of its own."""
+    return getattr(student.net, "base", None) or getattr(student.meaning, "base", None)
+
+
 def model_card(
     student: Denoiser,
     about: dict,
@@ -263,41 +270,60 @@ def model_card(
     *,
     as_lora: bool = False,
     half: bool = False,
+    single_file: str | None = None,
 ) -> str:
-    """What a user must know: how it is called, and what this pipeline does not do."""
+    """What a user must know: how it is called, and what this pipeline does not do.
+
+    single_file: the name of the file, where it is one for tools with the original's names
+    """
     low, high = student.w_range
     scale = 1 + min(max(1.0, low), high) if w is None else 1
     steps = f"exactly {student.steps}" if student.steps else "any number of"
-    text, lora = isinstance(student.net, TextUNet), isinstance(student.net, LoraUNet)
-    named = lora and not Path(student.net.base).exists()  # on the hub; a folder says nothing there
+    text, base = isinstance(student.net, TextUNet), _base(student)
+    # On the hub: neither a folder nor a model of this package says anything there.
+    entries = student.net.timesteps if text else TIMESTEPS
+    named = base is not None and not Path(base).exists() and shipped_name(base) is None
     call = f"num_inference_steps={student.steps or 16}, guidance_scale={scale:g}"
-    licence = "other\nlicense_name: same-as-base-model" if lora else "unknown"
+    licence = "unknown" if base is None else "other\nlicense_name: same-as-base-model"
     lines = [
         "---",
         "library_name: diffusers",
         f"license: {licence}",
-        *([f"base_model: {json.dumps(student.net.base)}"] if named else []),
+        *([f"base_model: {json.dumps(name_and_revision(base)[0])}"] if named else []),
         f"tags: [{'text-to-image' if text else 'unconditional-image-generation'}, distillation]",
         "---",
         "# A distilled, guided diffusion model",
         "",
+    ]
+    code = [
         "```python",
         *(["import torch"] if half else []),
         f"from diffusers import {'DDIMScheduler, ' if as_lora else ''}DiffusionPipeline",
         "",
         'folder = "."  # where this file lies',
     ]
-    if as_lora:
-        base = student.net.base if named else "the pipeline that the student was made from"
+    lines += [] if single_file else code
+    if single_file:
         lines += [
-            f"pipe = DiffusionPipeline.from_pretrained({json.dumps(base)})",
+            f"`{single_file}` goes where your tool keeps checkpoints of Stable Diffusion 1.x. The "
+            "file cannot say how it is to be sampled, so you do:",
+            "",
+            f"- **Steps** {student.steps or 8}, **cfg 1**, scheduler `simple`, sampler `ddim` or "
+            "`euler`, and an empty negative prompt.",
+            "- **v-prediction and zero terminal SNR**: in ComfyUI the node ModelSamplingDiscrete "
+            "behind the loader, with `v_prediction` and `zsnr`.",
+        ]
+    elif as_lora:
+        place = base if named else "the pipeline that the student was made from"
+        lines += [
+            f"pipe = DiffusionPipeline.from_pretrained({json.dumps(place)})",
             "pipe.load_lora_weights(folder)",
             'pipe.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")',
             f'image = pipe("red heart", {call}).images[0]',
             "```",
             "",
             "A LoRA file for this base alone. It goes with the scheduler in this folder, which "
-            "counts 1024 steps and ends in noise, and not with the base's own.",
+            f"counts {entries} steps and ends in noise, and not with the base's own.",
         ]
     elif text:
         dtype = ", torch_dtype=torch.float16" if half else ""
@@ -344,12 +370,12 @@ def model_card(
         names = f": {', '.join(class_names)}" if class_names else ""
         lines += [f"- **Classes**: 0 to {student.num_classes - 1}{names}."]
     lines += [
-        f"- **Scheduler**: DDIM, trailing spacing on {TIMESTEPS} training steps, v-prediction, "
+        f"- **Scheduler**: DDIM, trailing spacing on {entries} training steps, v-prediction, "
         "zero terminal SNR. Keep the one that comes with it.",
         "- **Licence**: "
         + (
-            "the weights contain those of the base model, so its licence holds for them."
-            if lora
+            "the weights were made from those of the base model, so its licence holds for them."
+            if base
             else "whoever trained the model says which; the data's own licence is to be heeded."
         ),
         "",

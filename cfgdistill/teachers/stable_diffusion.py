@@ -28,6 +28,7 @@ from cfgdistill.data.meaning import Prompts
 from cfgdistill.data.prompts import LIGHT, PLACES, STYLES, SUBJECTS
 from cfgdistill.data.tables import last_line
 from cfgdistill.data.text import TextEncoder, build_text_encoder
+from cfgdistill.teachers.files import load, shipped_name
 from cfgdistill.teachers.rescheduled import rescheduled
 from cfgdistill.teachers.unet import TIMESTEPS, TextUNet, add_lora, from_hub
 from cfgdistill.training.checkpoints import fingerprint
@@ -42,13 +43,15 @@ MOST = 100.0  # root mean square of painted latents, above which something is wr
 
 def open_pipeline(base: str):
     """The Stable Diffusion 1.x or 2.x pipeline of this name on the hub (or name@revision) or in
-    this folder, float32.
+    this folder, float32. Or a small one that is shipped: "emoji/eps-base".
 
     OSError where it cannot be had, ValueError where it is another kind of pipeline; one sentence
     each.
     """
     from diffusers import StableDiffusionPipeline
 
+    if shipped_name(base):
+        return _posed(base)
     try:
         name, revision = name_and_revision(base)
         kind = StableDiffusionPipeline.load_config(name, revision=revision)["_class_name"]
@@ -81,6 +84,31 @@ def open_pipeline(base: str):
         )
     refuse_scheduler(pipe.scheduler, repr(base))
     return pipe
+
+
+def _posed(name: str):
+    """A shipped base as the pipeline that it poses as, with the emoji models' other parts."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    base = load(name, "cpu")
+    made_of = getattr(base.schedule, "made_of", None)
+    if made_of is None or not isinstance(base.net, TextUNet) or base.w_range is not None:
+        raise ValueError(
+            f"The shipped model {name!r} is no pipeline: name 'emoji/eps-base', a pipeline on the "
+            "hub or a folder with one."
+        )
+    said = {ours: theirs for theirs, ours in PREDICTIONS.items()}[base.prediction_type]
+    known = {key: value for key, value in made_of.items() if value is not None}
+    return StableDiffusionPipeline(
+        vae=base.meaning.vae.folded(),
+        text_encoder=base.net.text,
+        tokenizer=base.meaning.text.tokenizer,
+        unet=base.net.unet,
+        scheduler=DDIMScheduler(**known, prediction_type=said, clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def refuse_scheduler(scheduler, owner: str) -> None:
@@ -125,13 +153,14 @@ def own_schedule(pipe) -> DiscreteSchedule:
     return DiscreteSchedule(pipe.scheduler.alphas_cumprod, made_of)
 
 
-def v_schedule(pipe) -> DiscreteSchedule:
-    """The pipeline's schedule with zero terminal SNR, as a table of 1024 entries.
+def v_schedule(pipe, entries: int = TIMESTEPS) -> DiscreteSchedule:
+    """The pipeline's schedule with zero terminal SNR, as a table of so many entries.
 
     1024 and not 1000, so that every grid time i/N is an entry, and stock diffusers, which only
-    counts in entries, takes exactly our steps.
+    counts in entries, takes exactly our steps. Of 8, 4, 2 and 1 steps 1000 have all times as well,
+    and tools such as ComfyUI know no other number.
     """
-    return own_schedule(pipe).zero_terminal_snr().resampled(TIMESTEPS)
+    return own_schedule(pipe).zero_terminal_snr().resampled(entries)
 
 
 def base_and_start(recipe) -> tuple[Denoiser, Denoiser]:
@@ -152,10 +181,11 @@ def base_and_start(recipe) -> tuple[Denoiser, Denoiser]:
         pipe.unet.enable_gradient_checkpointing()
     if recipe.lora:
         half = frozen_dtype(recipe.precision)
-        net = add_lora(pipe.unet, recipe.base, recipe.lora, half=half, seed=recipe.seed)
+        how = {"half": half, "seed": recipe.seed, "timesteps": recipe.entries}
+        net = add_lora(pipe.unet, recipe.base, recipe.lora, **how)
     else:
-        net = TextUNet(pipe.unet)
-    own, said, schedule = own_schedule(pipe), predicts(pipe), v_schedule(pipe)
+        net = TextUNet(pipe.unet, timesteps=recipe.entries)
+    own, said, schedule = own_schedule(pipe), predicts(pipe), v_schedule(pipe, recipe.entries)
     frozen = copy.deepcopy(net)
     frozen.timesteps = len(own.alphas_cumprod)
     if recipe.lora:

@@ -11,7 +11,7 @@ from cfgdistill.core.denoiser import Denoiser
 from cfgdistill.core.schedules import CosineSchedule, Example, PerExample, Strengths
 from cfgdistill.data.hub import name_and_revision, nothing_fetched, to_fetch
 from cfgdistill.data.text import build_text_model, text_config
-from cfgdistill.teachers.files import network, options
+from cfgdistill.teachers.files import load, network, options, shipped_name
 from cfgdistill.teachers.w_input import W_FEATURES, w_features, w_projection
 from cfgdistill.training.checkpoints import fingerprint
 from cfgdistill.training.randomness import seeded
@@ -278,9 +278,11 @@ def add_lora(
 
 def open_unet(base: str):
     """The U-Net of a pipeline by name, name@revision or folder, in float32; OSError where it cannot
-    be had."""
+    be had. As `stable_diffusion.open_pipeline`, without the rest."""
     from diffusers import UNet2DConditionModel
 
+    if shipped_name(base):
+        return load(base, "cpu").net.unet
     try:
         return from_hub(UNet2DConditionModel, base, subfolder="unet")
     except Exception as error:  # of the hub, http and safetensors, each with kinds of its own
