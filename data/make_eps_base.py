@@ -1,4 +1,4 @@
-"""A small base that poses as Stable Diffusion: it says eps, on a schedule that does not end in noise.
+"""A small base that poses as Stable Diffusion: eps, on a schedule that does not end in noise.
 
     python data/make_eps_base.py [out]
 

@@ -2,7 +2,7 @@
 
 That is the README's table, all numbers in data/pretrained/RESULTS.md, data/figures/NAME*.png.
 
-    python data/make_results.py [digits] [cifar10] [emoji] [sd]    (`make results`: all that is shipped)
+    python data/make_results.py [digits] [cifar10] [emoji] [sd]    (`make results`: all of them)
 
 Rows that are already in out/results are not computed again: after Ctrl-C the same command goes on.
 Students that are not shipped are measured too where `cfgdistill distill` has trained them there.

@@ -58,7 +58,6 @@ set_up(drive=False, minutes=None)  # keep checkpoints on Drive? stop after so ma
 
 # %%
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -639,29 +638,23 @@ if real:  # needs the weights of CLIP, which are not replaced by anything
 
 # %%
 if small:
-    captions = data.class_names[:: len(data) // 48][:48]
-    asked, many = text.tokens(captions), torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(captions), *data.shape, generator=many)
-    with torch.no_grad():
-        embedded, nothing = text(asked), text(text.tokens([""]))[0]
-    direct = cd.GuidedDenoiser(cd.load("emoji/teacher", "cpu"), text.null)
-    walks = {
-        "directly": (direct, "emoji/stage-two", asked),
-        "from eps": (
-            cd.GuidedDenoiser(cd.base_denoiser(pipe.to("cpu")), nothing),
-            "sd/stage-two",
-            embedded,
-        ),
+    rows = torch.arange(0, len(data), len(data) // 48)[:48]
+    noise = torch.randn(48, *data.shape, generator=torch.Generator().manual_seed(seed))
+    direct, base_alone = cd.load("emoji/teacher", "cpu"), cd.base_denoiser(pipe.to("cpu"))
+    asked = text.tokens([data.class_names[i] for i in rows])
+    walks = {  # the teacher, what it is asked with, and where its students are
+        "directly": (cd.GuidedDenoiser(direct, text.null), asked, "emoji/stage-two"),
+        "from eps": (cd.GuidedDenoiser(base_alone, data.null), data.labels[rows], "sd/stage-two"),
     }
     print("evaluations       8      4      2      1")
-    for walk, (teacher, folder, cond) in walks.items():
-        best = data.decode(cd.last(cd.ddim(teacher, noise, 50, cond, w)))
-        lost = []
+    for walk, (teacher, cond, folder) in walks.items():
+        truth = data.decode(cd.last(cd.ddim(teacher, noise, 50, cond, w)))
+        print(f"{walk:12s}", end="")
         for steps in (8, 4, 2, 1):
             student = cd.load(f"{folder}/steps-{steps}", "cpu")
             x = data.decode(cd.last(cd.ddim(student, noise, steps, cond, w)))
-            lost.append((x - best).square().mean().sqrt().item())
-        print(f"{walk:12s}", *(f"{far:6.3f}" for far in lost))
+            print(f" {(x - truth).square().mean().sqrt().item():6.3f}", end="")
+        print()
 
 # %% [markdown]
 # READING
@@ -675,7 +668,8 @@ if small:
 # NBVAL_CHECK_OUTPUT
 for changes in ({"base": None}, {"prediction_type": "eps"}):
     try:
-        stages.train_stage_one(replace(recipe, **changes), data, out)
+        other = cd.get_recipe("sd", recipe.profile, **{"base": recipe.base} | changes)
+        stages.train_stage_one(other, data, out)
     except ValueError as error:
         print(error)
 

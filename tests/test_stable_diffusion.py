@@ -727,10 +727,8 @@ def test_a_single_file_says_how_it_is_sampled_and_is_refused_where_it_would_not_
     export_single_file(
         counting_1000(base, lora=0), tmp_path / "half", vae=VAEEncoder(pipe.vae), text=text, w=3.0
     )
-    floats = [
-        v for v in read_tensors(tmp_path / "half" / FILE)[0].values() if v.is_floating_point()
-    ]
-    assert {v.dtype for v in floats} == {torch.float16}
+    kept = read_tensors(tmp_path / "half" / FILE)[0].values()
+    assert {v.dtype for v in kept if v.is_floating_point()} == {torch.float16}
 
 
 def test_from_the_command_line_a_base_becomes_a_student_a_picture_and_a_stock_folder(
@@ -1156,8 +1154,8 @@ def test_another_shipped_model_is_no_base(name):
 
 
 def test_students_of_the_shipped_base_are_as_near_to_it_as_those_that_were_distilled_directly():
-    """From eps, across schedules, by low-rank changes: what issue by issue could go wrong shows
-    here. Distances to the own teacher's pictures, from the same noise."""
+    """The whole recipe, from eps, across schedules, by low-rank changes: distances to the own
+    teacher's pictures, from the same noise."""
     teacher = load("emoji/teacher", "cpu")
     meaning = teacher.meaning
     tokens = meaning.conditions(NAMES)
