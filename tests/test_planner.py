@@ -102,6 +102,20 @@ def test_the_command_prints_sums_and_reads_the_base_it_is_given(tmp_path, capsys
     assert "name the folder of a pipeline" in capsys.readouterr().err
 
 
+def test_the_shipped_base_is_planned_for_with_all_its_latents(capsys):
+    assert cli.main("plan --dataset sd --profile laptop --json".split()) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["hours"]["pictures of its own"] == 0 < said["hours"]["stage two"]
+    row, unet = get_recipe("sd", "laptop"), configuration("emoji/eps-base")
+    assert unet["sample_size"] == 16  # its autoencoder halves once, not three times
+    gib = plan(row, unet).gib["activations"]
+    assert gib > 3 * plan(row, {**unet, "sample_size": 8}).gib["activations"]
+    # Without a number, its own pictures are those for all captions.
+    own = {"data_free": 3, "source": "prompts"}
+    some, every = (plan(get_recipe("sd", "laptop", images=n, **own), unet) for n in (1000, None))
+    assert every.hours["pictures of its own"] == 4 * some.hours["pictures of its own"]
+
+
 @pytest.mark.parametrize("track", ["digits", "emoji"])
 def test_plans_are_for_stable_diffusion(track):
     with pytest.raises(ValueError, match="^Plans are for Stable Diffusion"):

@@ -56,6 +56,12 @@ def test_the_cost_of_distillation_is_that_of_both_stages_for_one_sampler():
     )
 
 
+def test_students_of_a_base_cost_no_teacher():
+    spent = {name: TRAINING[name] for name in TRAINING if name != "digits/teacher"}
+    said = MADE.cost(spent, "digits")
+    assert said.endswith("stage-two-stochastic 4.0. The teacher is a base as it is.")
+
+
 def test_what_stage_one_gives_for_each_w_stands_below_its_table_as_it_was_measured():
     given = {"n": 2048, "times": [0.1, 1.0], "seed": 0, "delivered_w": {"0": 0.014, "3": 2.9}}
     made = MADE.everything(
@@ -103,7 +109,7 @@ def test_the_readme_has_one_table_between_its_marks_made_anew():
 
 
 def test_what_training_took_is_read_for_every_shipped_model():
-    spent = MADE.training_of(["digits", "cifar10", "emoji"])
+    spent = MADE.training_of(["digits", "cifar10", "emoji", "sd"])
     kept = json.loads(MADE.RESULTS.read_text())["meta"]["training"]
     assert spent == kept and set(MADE.names()) <= spent.keys()
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cfgdistill.core.stage_two import halvings
 from cfgdistill.course.recipes import Recipe
 from cfgdistill.data.hub import name_and_revision, to_fetch
+from cfgdistill.data.prompts import DISTINCT
 from cfgdistill.teachers.files import shipped_name
 from cfgdistill.teachers.unet import LORA_LAYERS, open_unet
 from cfgdistill.training.progressive import times_as_long
@@ -56,7 +57,7 @@ def plan(recipe: Recipe, unet: dict | None = None, tflops: float = T4) -> Plan:
         raise ValueError(f"tflops={tflops} does not fit: a GPU computes more than nothing.")
     frozen, trained, activations, teacher, student = _count(
         json.dumps(unet or SD_1_5, sort_keys=True),
-        recipe.size // 8,
+        unet["sample_size"] if unet else recipe.size // 8,
         recipe.lora,
         recipe.checkpointing,
         recipe.precision == "mixed",
@@ -73,7 +74,7 @@ def plan(recipe: Recipe, unet: dict | None = None, tflops: float = T4) -> Plan:
     }
     halving = recipe.halving * sum(map(times_as_long, halvings(recipe.start)))
     operations = {  # both stages ask the teacher twice: with and without prompt, and step by step
-        "pictures of its own": 2 * recipe.data_free * recipe.images * teacher,
+        "pictures of its own": 2 * recipe.data_free * (recipe.images or DISTINCT) * teacher,
         "stage one": recipe.stage_one * batch * (student + 2 * teacher),
         "stage two": halving * batch * (student + 2 * teacher),
     }
