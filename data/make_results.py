@@ -68,8 +68,8 @@ PLANS = {
     "cifar10": Plan(
         {10_000: (16, 8, 4), 1000: (256, 16, 8, 4, 2, 1)}, WEIGHTS, IMAGES, (128, 64), bf16=True
     ),
-    "emoji": Plan({150: (50, 16, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, (64, 25), PROMPTS),
-    "sd": Plan({150: (50, 16, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, (64, 25), PROMPTS),
+    "emoji": Plan({150: (50, 16, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, (150, 50), PROMPTS),
+    "sd": Plan({150: (25, 8, 4, 2, 1)}, (0.0, 1.0, 2.0), CAPTIONED, (150, 25), PROMPTS),
 }
 JUDGED_AS = {"sd": "emoji"}  # whose judge, and pictures of whose captions
 
