@@ -21,7 +21,7 @@ from diffusers import (
 from elsewhere import elsewhere
 
 import cfgdistill.training.loop as training
-from cfgdistill import Denoiser, GuidedDenoiser, cli, ddim, get_recipe, last
+from cfgdistill import Denoiser, GuidedDenoiser, cli, ddim, get_recipe, last, use_pretrained
 from cfgdistill.core.losses import snr, teacher_loss
 from cfgdistill.core.schedules import DiscreteSchedule
 from cfgdistill.core.stage_one import guidance_matching_loss, stage_one_loss
@@ -1153,25 +1153,39 @@ def test_another_shipped_model_is_no_base(name):
         open_pipeline(name)
 
 
-def test_students_of_the_shipped_base_are_as_near_to_it_as_those_that_were_distilled_directly():
-    """The whole recipe, from eps, across schedules, by low-rank changes: distances to the own
-    teacher's pictures, from the same noise."""
-    teacher = load("emoji/teacher", "cpu")
-    meaning = teacher.meaning
-    tokens = meaning.conditions(NAMES)
-    with torch.no_grad():
-        embedded = teacher.net.text(torch.cat([tokens, meaning.null[None]])).last_hidden_state
-    z = torch.randn(len(NAMES), *teacher.shape, generator=torch.Generator().manual_seed(2))
-    walks = {
-        "emoji": (GuidedDenoiser(teacher, meaning.null), tokens),
-        "sd": (GuidedDenoiser(base_denoiser(open_pipeline(SMALL)), embedded[-1]), embedded[:-1]),
-    }
-    far = {}
-    for walk, (guided, cond) in walks.items():
-        truth = meaning.decode(last(ddim(guided, z, 25, cond, 1.0)))
-        for steps in (8, 4):
-            student = load(f"{walk}/stage-two/steps-{steps}", "cpu")
-            x = meaning.decode(last(ddim(student, z, steps, cond, 1.0)))
-            far[walk, steps] = (x - truth).square().mean().sqrt().item()
-    assert far["sd", 8] < 1.15 * far["emoji", 8] and far["sd", 4] < 1.15 * far["emoji", 4]
-    assert far["sd", 8] < far["sd", 4]
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """The recipe of the shipped base, its data, and a place with copies of its students."""
+    folder = tmp_path_factory.mktemp("walked")
+    recipe = use_pretrained(get_recipe("sd", "laptop"), folder)
+    return recipe, stages.load_recipe_data(recipe, folder), folder
+
+
+def test_shipped_students_of_a_base_are_found_and_not_trained_on_any_processor(walked, monkeypatch):
+    recipe, data, folder = walked
+    monkeypatch.setattr(Optim, "adam", None)
+    assert stages.train_stage_one(recipe, data, folder).w_range == (0.0, 2.0)
+    found = list(stages.train_stage_two(recipe, data, folder))
+    assert [student.steps for student in found] == [8, 4, 2, 1]
+
+
+def test_students_of_the_shipped_base_draw_what_it_draws_and_obey(walked):
+    _, data, _ = walked
+    base = GuidedDenoiser(base_denoiser(open_pipeline(SMALL)), data.null)
+    rows = torch.tensor([data.class_names.index(name) for name in NAMES])
+    z = torch.randn(len(NAMES), *data.shape, generator=torch.Generator().manual_seed(2))
+
+    def drawn(model, steps, w):
+        return data.decode(last(ddim(model, z, steps, data.labels[rows], w)))
+
+    def far(a, b):
+        return (a - b).square().mean().sqrt().item()
+
+    truth = {w: drawn(base, 25, w) for w in (0.0, 2.0)}
+    for steps in (8, 4, 2, 1):
+        student = load(f"sd/stage-two/steps-{steps}", "cpu")
+        for w, other in ((0.0, 2.0), (2.0, 0.0)):
+            mine = drawn(student, steps, w)
+            assert far(mine, truth[w]) < min(far(mine, truth[other]), far(mine, truth[w].flip(0)))
+    # What the teacher cannot do at all.
+    assert far(drawn(student, 1, 0.0), truth[0.0]) < 0.7 * far(drawn(base, 1, 0.0), truth[0.0])
