@@ -39,7 +39,7 @@
 # schedule. So what you see at `laptop` is the whole recipe on real pictures, and a number that says how much is lost on the way. It is no proof for the large one: we had no GPU to
 # try that, and half precision, memory and minutes at `colab` are computed, not measured.
 #
-# Allow about 25 minutes to read it, and 25 for the exercises.
+# Allow about 30 minutes to read it, and 25 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=11`. They take 22 minutes, and none of them needs a GPU.
