@@ -548,6 +548,9 @@ def _export(given) -> dict:
         "minutes of its own training": card.get("minutes"),
         "weights": card["sha256"],
     }
+    if given.single_file:
+        parts = {key: getattr(model.meaning, key, None) for key in ("vae", "text")}
+        return {"folder": str(export_single_file(model, given.to, w=given.w, about=about, **parts))}
     if given.lora:
         return {"folder": str(export_lora(model, given.to, w=given.w, about=about))}
     meaning = model.meaning
@@ -555,8 +558,6 @@ def _export(given) -> dict:
         parts = {"class_names": meaning.names}
     else:
         parts = {"vae": meaning.vae, "text": meaning.text}
-    if given.single_file:
-        return {"folder": str(export_single_file(model, given.to, w=given.w, about=about, **parts))}
     how = {"w": given.w, "half": given.half, "about": about}
     return {"folder": str(export(model, given.to, **how, **parts))}
 

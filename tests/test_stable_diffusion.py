@@ -753,6 +753,8 @@ def test_from_the_command_line_a_base_becomes_a_student_a_picture_and_a_stock_fo
     words = ["export", folder, "--to", tmp_path / "one", "--single-file", "--w", 3]
     assert cli.main([*map(str, words)]) != 0 and "entries=1000" in capsys.readouterr().err
     assert cli.main([*map(str, words[:-2])]) != 0 and "--w" in capsys.readouterr().err
+    words[1] = "digits/stage-two/steps-4"
+    assert cli.main([*map(str, words)]) == 1 and "count 1000 times" in capsys.readouterr().err
     assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").exists()
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")
     stock.set_progress_bar_config(disable=True)
