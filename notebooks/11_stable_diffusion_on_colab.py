@@ -659,7 +659,7 @@ if small:
 
 # %% [markdown]
 # With the small base, **from 4 steps down the detour costs nothing**: students from $\epsilon$ are as near to their base as the direct ones to their teacher. At 8 steps they are a fifth
-# further away, for it is stage one that has more to learn here, and 8 steps are where that shows. One small base, one w and 48 captions; [all numbers](../data/pretrained/RESULTS.md) are of 150, at three w.
+# further away, for it is stage one that has more to learn here, and 8 steps are where that shows. One small base, one w and 48 captions: no more than that is measured.
 
 # %% [markdown]
 # ## What is refused
