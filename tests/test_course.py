@@ -19,6 +19,8 @@ import jupytext
 import nbformat
 import pytest
 
+from cfgdistill.teachers.shipped import checked
+
 NOTEBOOKS = course.ROOT / "notebooks"
 SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
 COURSE = [f"{number:02d}" for number in range(16)]
@@ -535,11 +537,23 @@ def test_notebook_with_models_of_the_package_repeats_what_is_stored_on_another_p
 ):
     """All last bits may differ with other kernels, and no word of what is compared.
 
-    Not 10 and 11: the models of emoji lack the encoder that 10 needs, and that would be trained for
-    minutes; for 11 none are shipped.
+    Not 10: the models of emoji lack the encoder that it needs, which would be trained for minutes.
+    11 has its models at `laptop` only, and is next.
     """
     done = tool("run", script.stem, "--out", course_out, CFGDISTILL_RETRAIN="", **OTHER_KERNELS)
     check(done, script, course_out)
+
+
+@pytest.mark.timeout(6000)
+@of_the_course(SCRIPTS[11])
+def test_the_students_of_the_small_base_are_found_and_drawn(script, course_out, tool, moved):
+    done = tool("run", script.stem, "--out", course_out, "--profile", "laptop")
+    check(done, script, course_out)
+    executed = nbformat.read(course_out / "notebooks" / f"{script.stem}.ipynb", as_version=4)
+    said = [str(cell.outputs) for cell in course.code_cells(executed)]
+    assert any("from eps" in text and "directly" in text for text in said)
+    card = course_out / "sd-laptop" / "stage-one" / "card.json"
+    assert card.read_bytes() == checked("sd/stage-one/card.json")  # so nothing was trained
 
 
 @pytest.mark.skipif(not os.environ.get("CFGDISTILL_DATA"), reason="CFGDISTILL_DATA is not set")
