@@ -237,7 +237,7 @@ def test_class_students_carry_their_pipeline_and_what_it_may_be_asked_with_them(
 def test_the_default_guidance_is_one_that_was_learnt():
     student = with_w(unet_of(TINY, channels=1, size=8, num_classes=10), 4.0)
     student.w_range = (2.0, 4.0)
-    pipe = _class_pipeline(student, stock_scheduler(student.schedule), None, ())
+    pipe = _class_pipeline(student, None, ())
     pipe.set_progress_bar_config(disable=True)
     how = dict(latents=torch.randn(2, 1, 8, 8), num_inference_steps=2, output_type="latent")
     assert torch.equal(pipe([1, 2], **how).images, pipe([1, 2], guidance_scale=3.0, **how).images)
