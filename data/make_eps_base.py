@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler
 
 import cfgdistill as cd
 from cfgdistill.core.guidance import drop_condition
-from cfgdistill.core.losses import weighted_error
+from cfgdistill.core.losses import snr, snr_plus_one, weighted_error
 from cfgdistill.core.schedules import DiscreteSchedule
 from cfgdistill.course import stages
 from cfgdistill.course.pretrained import use_pretrained
@@ -58,9 +58,8 @@ def loss_of(teacher: cd.Denoiser, null: torch.Tensor):
         z, phi = base.schedule.add_noise(x, eps, t), base.schedule.angle(t)
         with torch.no_grad():
             target = teacher(z, 2 / math.pi * phi, cond)  # of the cosine schedule: phi = pi t / 2
-        said = base(z, t, cond)
-        error = (said.eps - target.eps).square().flatten(1).mean(1)
-        v = weighted_error(said, target.v, base.schedule.logsnr(t), cd.snr_plus_one)
+        said, logsnr = base(z, t, cond), base.schedule.logsnr(t)
+        error, v = (weighted_error(said, target.v, logsnr, how) for how in (snr, snr_plus_one))
         return (1 - SHARE) * error + SHARE * v.clamp_max(MOST)
 
     return loss
