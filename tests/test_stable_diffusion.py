@@ -643,6 +643,17 @@ def test_a_student_may_count_1000_times_and_is_exported_for_8_4_2_and_1_steps(
     assert not (tmp_path / "x").exists()
 
 
+def test_a_student_on_the_bases_own_1000_steps_is_not_exported(pipe, text, tmp_path):
+    own = base_denoiser(pipe)
+    student = add_w_conditioning(Denoiser(own.net, own.schedule, "v"), (0.0, 8.0))
+    how = {"vae": VAEEncoder(pipe.vae), "text": text}
+    with refused(ValueError, "does not end in noise", "v_schedule"):
+        export(student, tmp_path / "x", **how)
+    with refused(ValueError, "does not end in noise", "v_schedule"):
+        export_single_file(student, tmp_path / "x", w=3.0, **how)
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.fixture(scope="module")
 def in_one_file(base, pipe, text, tmp_path_factory):
     """A student, and at w = 3 its single file and the folder for stock diffusers."""

@@ -68,6 +68,11 @@ def check_exported(student: Denoiser) -> None:
             f"This student predicts {student.prediction_type}, and the stock scheduler is set for "
             "v: export a student with prediction_type='v'."
         )
+    if isinstance(student.net, TextUNet) and student.schedule.alpha_sigma(torch.ones(1))[0] > 1e-3:
+        raise ValueError(
+            "This student's schedule does not end in noise, and what is exported says that it "
+            "does: give the student one that ends there, such as v_schedule."
+        )
     if isinstance(student.net, TextUNet) and student.net.timesteps % (student.steps or 1):
         raise ValueError(
             f"The stock scheduler counts in {student.net.timesteps} whole steps, as this network "
