@@ -73,6 +73,20 @@ def test_an_embedding_can_be_the_null_condition():
     torch.testing.assert_close(v, torch.tensor([[4.0], [16.0]]).expand(2, 3))
 
 
+@pytest.mark.parametrize("computed", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_conditions_of_any_precision_are_guided_under_autocast(computed, kept):
+    class Mean(torch.nn.Module):
+        def forward(self, z, t, cond, w):
+            return z + cond.mean(1, keepdim=True)
+
+    cond, null = torch.tensor([[1.0, 3.0], [5.0, 7.0]], dtype=kept), torch.ones(2, dtype=kept)
+    guided = GuidedDenoiser(Denoiser(Mean(), CosineSchedule()), null=null)
+    with torch.autocast("cpu", computed):
+        v = guided(torch.zeros(2, 3), 0.5, cond, 2.0).v
+    assert torch.equal(v, torch.tensor([[4.0], [16.0]]).expand(2, 3))  # as above
+
+
 def test_dropping_replaces_exactly_the_conditions_whose_number_is_below_p():
     u = torch.tensor([0.05, 0.1, 0.5, 0.0])
     assert drop_condition(torch.tensor([0, 1, 2, 1]), 3, 0.1, u).tolist() == [3, 1, 2, 3]

@@ -452,6 +452,17 @@ def test_half_precision_checkpointing_and_changes_train_and_resume_together(
     assert any(value.abs().max() > 0 for key, value in one.items() if "lora_B" in key)
 
 
+def test_both_stages_train_in_bfloat16_on_embeddings_that_are_kept_in_float16(
+    base, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "mixed_precision", lambda device: "bf16")
+    recipe = tiny(base, precision="mixed")
+    assert data.labels.dtype == torch.float16
+    students = list(stages.train_stage_two(recipe, data, tmp_path))
+    assert [student.steps for student in students] == [4, 2, 1]
+    assert all(torch.isfinite(p).all() for student in students for p in student.parameters())
+
+
 def test_checkpointing_keeps_less_and_gives_the_same_gradients(base, text):
     found = {}
     for on in (False, True):

@@ -48,7 +48,8 @@ class Point(NamedTuple):
         """
         model, n = self.denoiser if by is None else by, len(conds)
         z, t = torch.cat([self.z] * n), torch.cat([self.t.flatten()] * n)
-        cond = tree_map(lambda *parts: torch.cat(parts), *conds)
+        # Embeddings may be kept in float16, which autocast to bfloat16 refuses to put together.
+        cond = tree_map(lambda *parts: torch.cat([_single(part) for part in parts]), *conds)
         w = None if getattr(model, "w_range", None) is None else 0.0
         said = model(z, t, cond, w)
         self.count(n - (by is None))
@@ -57,6 +58,10 @@ class Point(NamedTuple):
     def count(self, evaluations: int) -> None:
         """Network evaluations per example that the denoiser has not counted itself."""
         self.denoiser.evaluations.add_(evaluations)
+
+
+def _single(a: Tensor) -> Tensor:
+    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
 
 Rule = Callable[[Point, Tensor], Example]
