@@ -169,7 +169,7 @@ def model_card(recipe, shipped: list[str], spent: dict[str, dict]) -> str:
 
 Trained from scratch with this package, after "On Distillation of Guided Diffusion Models" (Meng et
 al., CVPR 2023). Weights are in half precision, those of autoencoders in single. Models that
-`../bases.json` names are stored as the bits that differ from another one's: use them by name.
+`../bases.json` names are stored as how far they are from another one's: use them by name.
 Made by [`make_pretrained.py`](../../make_pretrained.py); `../manifest.json` has the sha256 of every
 file.
 

@@ -236,6 +236,17 @@ def test_a_file_comes_back_to_the_bit_from_its_difference_to_another_one(tmp_pat
     assert len(zlib.compress(stored)) < 0.7 * len(zlib.compress(near))
 
 
+def test_a_difference_is_counted_in_the_numbers_of_half_precision_that_lie_between():
+    from safetensors.torch import save
+
+    # Just above 1 they are 2^-10 apart, just below 2^-11; around 0 are 2^-24, 0, -0 and -2^-24.
+    near = [1.0, 1 + 2**-10, 1 - 2**-11, 1 - 2**-10, 2**-24, -(2**-24)]
+    base = [1.0, 1.0, 1.0, 1.0, 0.0, 2**-24]
+    stored = models.difference(*(save({"a": torch.tensor(a).half()}) for a in (near, base)))
+    # Upwards is even and downwards odd: 0, 1, -1, -2, 1, -3 by their low bytes, then their high.
+    assert [*stored[-12:]] == [0, 2, 1, 3, 2, 5, *[0] * 6]
+
+
 def test_what_lacks_its_teacher_or_is_too_large_is_not_shipped(run, made, monkeypatch):
     with pytest.raises(SystemExit, match="teacher of stage-one is not among"):
         made.main(run, ["stage-one"])
@@ -307,8 +318,8 @@ def test_the_wheel_stays_below_the_limit_of_pypi():
         Path(pretrained.__file__).parent,
     )
     files = [p for root in packages for p in root.rglob("*") if "__pycache__" not in p.parts]
-    # At level 6, as a wheel does.
-    assert sum(len(zlib.compress(p.read_bytes(), 6)) for p in files if p.is_file()) < 100e6
+    # A wheel compresses harder, at level 6: it is about 3 % smaller than this.
+    assert sum(len(zlib.compress(p.read_bytes(), 1)) for p in files if p.is_file()) < 100e6
 
 
 @pytest.mark.parametrize("name", sorted({*models.bases(), *models.bases().values()}))

@@ -2,8 +2,8 @@
 
 They lie in data/pretrained/<data set>/<stage>/ as `training.train` leaves them, with weights in
 half precision. manifest.json has the sha256 of every file. What is there already is not stored
-again: bases.json names models whose weights are kept as what differs from another one's, such as
-a student's from its teacher's. See data/make_pretrained.py.
+again: bases.json names models whose weights are kept as how far they are from another one's, such
+as a student's from its teacher's. See data/make_pretrained.py.
 """
 
 import hashlib
@@ -81,16 +81,33 @@ def _weights(name: str) -> bytes:
 
 def restore(stored: bytes, base: bytes) -> bytes:
     """A safetensors file from its difference from another one: the inverse of `difference`."""
-    return _across(stored, base, lambda part, other: part.reshape(2, -1).T.ravel() ^ other)
+
+    def change(part, other):
+        folded = part.reshape(2, -1).T.ravel().view("<u2")
+        places = (folded >> 1 ^ -(folded & 1)) + _place(other.view("<u2"))
+        return np.where(places >> 15, places ^ 0x8000, ~places).view("uint8")
+
+    return _across(stored, base, change)
 
 
 def difference(whole: bytes, base: bytes) -> bytes:
-    """A safetensors file that says, for each tensor that `base` has too, which bits are others.
+    """A safetensors file that says how far each number is from that of `base`, if it has it too.
 
-    Of numbers in half precision: all low bytes, then all high bytes. Those are mostly 0 where a
-    student is near its teacher, so that archives (a wheel, git) make little of them.
+    Of numbers in half precision, counted in the numbers between the two, with the sign in the last
+    bit: all low bytes, then all high bytes. Those are mostly 0 where a student is near its teacher,
+    so that archives (a wheel, git) make little of them.
     """
-    return _across(whole, base, lambda part, other: (part ^ other).reshape(-1, 2).T.ravel())
+
+    def change(part, other):
+        far = _place(part.view("<u2")) - _place(other.view("<u2"))
+        return (far << 1 ^ -(far >> 15)).view("uint8").reshape(-1, 2).T.ravel()
+
+    return _across(whole, base, change)
+
+
+def _place(bits: np.ndarray) -> np.ndarray:
+    """The places of numbers in half precision in the order of all of them, as 16 bits."""
+    return np.where(bits >> 15, ~bits, bits | 0x8000)
 
 
 def _across(file: bytes, base: bytes, change) -> bytes:
