@@ -353,7 +353,7 @@ print("the same changes:", all(equal))
 print("the student still takes w:", moved.w_range == student.w_range)
 
 # %% [markdown]
-# ## 6. By the two stages
+# ## 6. By stage one
 #
 # What the student *should* say is known now: it is what the guided teacher with its LoRA says. So stage one, once more, with the LoRA as all that is trained:
 
@@ -427,18 +427,28 @@ for head, column in drawn.items():
 
 # %%
 inked = {steps: move(teacher, each) for steps, each in few.items()}
+
+# %% [markdown]
+# And by stage two? The student of 4 steps learns to do in one step what stage one *with the look* does in two. Again the LoRA is all that is trained, and it begins with the teacher's:
+
+# %%
+loss = cd.stage_two_loss(distilled, 4, student.w_range, w_power=recipe.w_power, balanced=True)
+halved = learn(move(teacher, few[4]), loss)
+
+# %%
 w = recipe.w_max / 2
 lines = {"teacher, 32 NFE": cd.generate(target, steps=16, w=w, **how)}
 for steps in sorted(few, reverse=True):
     name = f"student, {steps} NFE"
     lines[name] = cd.generate(inked[steps], steps=steps, w=w, **how)
+lines["4 NFE, by both stages"] = cd.generate(halved, steps=4, w=w, **how)
 plotting.show(
     plotting.sample_grid({f"w = {w:g}": lines}, len(shown), width=4.2),
     alt="Five emoji in shades of blue by the teacher and by students of 8, 4, 2 and 1 steps, nearly alike; with one step the flag and the heart have some green and violet left.",
 )
 for name, x in lines.items():
     apart = (x - lines["teacher, 32 NFE"]).square().mean().sqrt()
-    print(f"{name:16s} off the look {off_the_look(x):.3f}, off the teacher {apart:.3f}")
+    print(f"{name:21s} off the look {off_the_look(x):.3f}, off the teacher {apart:.3f}")
 
 # %%
 # NBVAL_CHECK_OUTPUT
