@@ -523,7 +523,7 @@ def _export(given) -> dict:
     --onnx, one or two ONNX files and a student.json with all that sampling needs beside them. With
     --lora, low-rank changes to a base as a file for its stock pipeline, at one guidance weight.
     With --single-file, likewise at one weight, all in one file with the names of Stable Diffusion
-    1.x, for tools such as ComfyUI.
+    1.x or 2.x, for tools such as ComfyUI.
     """
     from cfgdistill.data.meaning import Classes
     from cfgdistill.export.lora import export_lora

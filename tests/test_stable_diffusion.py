@@ -704,6 +704,36 @@ def test_names_of_the_single_file_are_those_of_stable_diffusion(in_one_file):
         assert named[name].shape == shape, name
 
 
+def test_diffusers_reads_the_single_file_of_a_student_of_2_x(pipe, tmp_path):
+    # Linear projections in the U-Net, and OpenCLIP for a text encoder.
+    torch.manual_seed(0)
+    parts = pipe.components | {
+        "unet": type(pipe.unet).from_config({**pipe.unet.config, "use_linear_projection": True}),
+        "text_encoder": type(pipe.text_encoder)(
+            type(pipe.text_encoder.config)(
+                **{**pipe.text_encoder.config.to_dict(), "hidden_act": "gelu"}
+            )
+        ),
+    }
+    second = str(tmp_path / "base")
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(second)
+    opened, student = open_pipeline(second), counting_1000(second)
+    text = TextEncoder(opened.tokenizer, opened.text_encoder)
+    how = {"vae": VAEEncoder(opened.vae), "text": text, "w": 3.0}
+    one = export_single_file(student, tmp_path / "one", half=False, **how)
+    known = StableDiffusionPipeline.from_pretrained(export(student, tmp_path / "stock", **how))
+    found = StableDiffusionPipeline.from_single_file(
+        str(one / FILE), config=str(tmp_path / "stock")
+    )
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(known, part).state_dict(), getattr(found, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    named, width = read_tensors(one / FILE)[0], opened.text_encoder.config.hidden_size
+    layer = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    assert named[layer].shape == (3 * width, width)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_as_comfyui_samples_it_the_single_file_makes_the_students_latents(in_one_file, text, steps):
     """Its arithmetic, written from its code: ModelSamplingDiscrete with v_prediction and zsnr, the

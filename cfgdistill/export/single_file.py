@@ -1,8 +1,9 @@
-"""A student of Stable Diffusion 1.x as one file with the original's names, as ComfyUI reads it."""
+"""A student of Stable Diffusion as one file with the original's names, as ComfyUI reads it."""
 
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cfgdistill.core.denoiser import Denoiser, check_weights
@@ -28,10 +29,10 @@ def export_single_file(
     """Write a student at one guidance weight as `student.safetensors`, with a model card; the
     folder's path.
 
-    The file holds U-Net, autoencoder and text encoder under the names of Stable Diffusion 1.x. It
-    does not say how it is to be sampled: v-prediction, zero terminal SNR, cfg 1, as the card says.
-    ValueError for a student that such a tool would ask at other times than it knows, or whose text
-    encoder is not that of 1.x; OSError as for `export`.
+    The file holds U-Net, autoencoder and text encoder under the names of Stable Diffusion 1.x, or
+    2.x. It does not say how it is to be sampled: v-prediction, zero terminal SNR, cfg 1, as the
+    card says. ValueError for a student that such a tool would ask at other times than it knows, or
+    whose parts are not those of 1.x or of 2.x; OSError as for `export`.
     """
     from safetensors.torch import save_file
 
@@ -44,10 +45,10 @@ def export_single_file(
             "pipeline."
         )
     pipe = text_pipeline(student, vae, text, w)
-    if pipe.unet.config.use_linear_projection or pipe.unet.config.addition_embed_type:
+    if not _is_original(pipe):
         raise ValueError(
-            "Only students of Stable Diffusion 1.x have a single file here, and the parts of this "
-            "one are others: export it as a pipeline."
+            "Only students of Stable Diffusion 1.x and 2.x have a single file here, and the parts "
+            "of this one are others: export it as a pipeline."
         )
     tensors = original_names(pipe)
     if half:
@@ -61,12 +62,23 @@ def export_single_file(
     return put(write, folder, marked="README.md")
 
 
+OPEN_CLIP = "gelu"
+# 1.x, then 2.x: what the text encoder computes with, whether the U-Net's projections are linear.
+ORIGINALS = {("quick_gelu", False), (OPEN_CLIP, True)}
+
+
+def _is_original(pipe) -> bool:
+    unet = pipe.unet.config
+    plain = unet.addition_embed_type is None and unet.resnet_time_scale_shift == "default"
+    return plain and (pipe.text_encoder.config.hidden_act, unet.use_linear_projection) in ORIGINALS
+
+
 def original_names(pipe) -> dict[str, Tensor]:
     """All weights of a pipeline by the names that they have in CompVis's own checkpoints."""
     unet, vae = pipe.unet.state_dict(), pipe.vae.state_dict()
     layers, depth = pipe.unet.config.layers_per_block, len(pipe.vae.config.block_out_channels)
     text = pipe.text_encoder.state_dict()  # transformers 5 has dropped a part of the names
-    text = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in text.items()}
+    text = {key.removeprefix("text_model."): value for key, value in text.items()}
     attends = [hasattr(block, "attentions") for block in pipe.unet.up_blocks]
     named = {f"model.diffusion_model.{_in_unet(k, layers, attends)}": v for k, v in unet.items()}
     for key, value in vae.items():
@@ -74,7 +86,9 @@ def original_names(pipe) -> dict[str, Tensor]:
         # Attention over places was made of 1 x 1 convolutions.
         square = ".attn_1." in name and name.endswith("weight") and value.ndim == 2
         named[f"first_stage_model.{name}"] = value[:, :, None, None] if square else value
-    return named | {f"cond_stage_model.transformer.{k}": v for k, v in text.items()}
+    if pipe.text_encoder.config.hidden_act == OPEN_CLIP:
+        return named | {f"cond_stage_model.model.{k}": v for k, v in _in_open_clip(text).items()}
+    return named | {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
 
 
 RESNET = {
@@ -124,6 +138,33 @@ def _in_block(kind: str, rest: str) -> str:
         return rest
     part, _, last = rest.rpartition(".")
     return f"{RESNET[part]}.{last}"
+
+
+IN_OPEN_CLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "encoder.layers": "transformer.resblocks",
+    "final_layer_norm": "ln_final",
+    "layer_norm": "ln_",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn": "attn",
+}
+
+
+def _in_open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values are one layer there."""
+    named: dict[str, Tensor] = {}
+    for own, value in text.items():
+        key = own
+        for ours, theirs in IN_OPEN_CLIP.items():
+            key = key.replace(ours, theirs)
+        if "q_proj" in key:
+            parts = [text[own.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            named[key.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+        elif "k_proj" not in key and "v_proj" not in key:
+            named[key] = value
+    return named
 
 
 def _in_vae(key: str, depth: int) -> str:

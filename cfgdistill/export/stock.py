@@ -310,7 +310,7 @@ def model_card(
     lines += [] if single_file else code
     if single_file:
         lines += [
-            f"`{single_file}` goes where your tool keeps checkpoints of Stable Diffusion 1.x. The "
+            f"`{single_file}` goes where your tool keeps checkpoints of Stable Diffusion. The "
             "file cannot say how it is to be sampled, so you do:",
             "",
             f"- **Steps** {student.steps or 8}, **cfg 1**, scheduler `simple`, sampler `ddim` or "
