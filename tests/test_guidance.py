@@ -87,6 +87,17 @@ def test_conditions_of_any_precision_are_guided_under_autocast(computed, kept):
     assert torch.equal(v, torch.tensor([[4.0], [16.0]]).expand(2, 3))  # as above
 
 
+def test_a_guided_pair_that_is_all_in_half_precision_stays_in_it():
+    class Same(torch.nn.Module):
+        def forward(self, z, t, cond, w):
+            assert z.dtype == cond.dtype
+            return z + cond
+
+    z = torch.zeros(2, 3, dtype=torch.float16)
+    guided = GuidedDenoiser(Denoiser(Same(), CosineSchedule()), null=torch.ones(3).half())
+    assert guided(z, 0.5, z, 2.0).v.dtype == torch.float16
+
+
 def test_dropping_replaces_exactly_the_conditions_whose_number_is_below_p():
     u = torch.tensor([0.05, 0.1, 0.5, 0.0])
     assert drop_condition(torch.tensor([0, 1, 2, 1]), 3, 0.1, u).tolist() == [3, 1, 2, 3]

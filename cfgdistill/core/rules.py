@@ -48,20 +48,19 @@ class Point(NamedTuple):
         """
         model, n = self.denoiser if by is None else by, len(conds)
         z, t = torch.cat([self.z] * n), torch.cat([self.t.flatten()] * n)
-        # Embeddings may be kept in float16, which autocast to bfloat16 refuses to put together.
-        cond = tree_map(lambda *parts: torch.cat([_single(part) for part in parts]), *conds)
+        cond = tree_map(lambda *parts: torch.cat([self._precise(part) for part in parts]), *conds)
         w = None if getattr(model, "w_range", None) is None else 0.0
         said = model(z, t, cond, w)
         self.count(n - (by is None))
         return [Prediction(*parts) for parts in zip(*(a.chunk(n) for a in said), strict=True)]
 
+    def _precise(self, a: Tensor) -> Tensor:
+        """Embeddings at z's precision or above: autocast to bfloat16 refuses float16 in `cat`."""
+        return a.to(torch.promote_types(a.dtype, self.z.dtype)) if a.is_floating_point() else a
+
     def count(self, evaluations: int) -> None:
         """Network evaluations per example that the denoiser has not counted itself."""
         self.denoiser.evaluations.add_(evaluations)
-
-
-def _single(a: Tensor) -> Tensor:
-    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
 
 Rule = Callable[[Point, Tensor], Example]
