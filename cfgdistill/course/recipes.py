@@ -253,7 +253,7 @@ RECIPES = (
     Recipe("emoji",   "laptop", (64, 96, 128),        1,     64,   1200, 3300,   800,      64,     8,    150,    "mixed", None,  autoencoder=900, size=32, vae_channels=(48, 64), scale_shift=True, w_max=2.0, w_power=1.5, t_power=0.4, w_rate=100.0, rate=5e-4, rate_one=1e-4, time_rate=10.0, rate_two=3e-4),  # 57 min, 2 cores, with notebooks 08-10
     # Stable Diffusion, whose teacher is the base, as it is; size is the base's own. get_recipe("sd", "colab", base="...", source="...").
     Recipe("sd",      "smoke",  (),                   0,     2,    0,    0,      3,        2,      4,    4,      "full",  8,     size=16,  lora=4,  checkpointing=True, w_max=8.0),  # random weights, see stable_diffusion.tiny_pipeline; noise
-    Recipe("sd",      "laptop", (),                   0,     32,   0,    0,      1700,     96,     8,    150,    "mixed", None,  base="emoji/eps-base", size=32, lora=8, w_max=2.0, w_power=1.5, w_rate=30.0, rate_one=3e-3, rate_two=1e-3),  # a small base that is shipped, see data/make_eps_base.py
+    Recipe("sd",      "laptop", (),                   0,     32,   0,    0,      2700,     128,    8,    150,    "mixed", None,  base="emoji/eps-base", size=32, lora=8, w_max=2.0, w_power=1.5, w_rate=30.0, rate_one=3e-3, rate_two=1e-3),  # a small base that is shipped, see data/make_eps_base.py
     Recipe("sd",      "colab",  (),                   0,     4,    0,    0,      4000,     300,    16,   200,    "mixed", 1000,  source="prompts", data_free=10, size=512, lora=64, checkpointing=True, eight_bit=True, w_min=2.0, w_max=14.0, w_power=1.0, rate_one=1e-4, rate_two=5e-5),  # not run yet; 4 h estimated, see below
 )
 # fmt: on
