@@ -32,7 +32,7 @@
 # | profile | the base | hardware | time |
 # | --- | --- | --- | --- |
 # | `smoke` | a tiny pipeline with random weights: its pictures are noise | any CPU | half a minute |
-# | `laptop` | **a small one that is trained**, and comes with the package | any CPU | three minutes; 45 to train its students again, on two cores |
+# | `laptop` | **a small one that is trained**, and comes with the package | any CPU | three minutes; 52 to train its students again, on two cores |
 # | `colab`, `paper` | Stable Diffusion 1.5, or another by name | one free T4 | about 4 hours by arithmetic; **not run yet** |
 #
 # The small base poses as Stable Diffusion: the same kinds of parts, a hundredth of the size, trained on the emoji of notebook 08 to predict $\epsilon$ on Stable Diffusion's own
@@ -658,7 +658,7 @@ if small:
         print()
 
 # %% [markdown]
-# With the small base, **from 4 steps down the detour costs nothing**: students from $\epsilon$ are as near to their base as the direct ones to their teacher. At 8 steps they are a fifth
+# With the small base, **from 4 steps down the detour costs nothing**: students from $\epsilon$ are even a little nearer to their base than the direct ones to their teacher. At 8 steps they are a tenth
 # further away, for it is stage one that has more to learn here, and 8 steps are where that shows. One small base, one w and 48 captions: no more than that is measured.
 
 # %% [markdown]
