@@ -148,8 +148,8 @@ stock = pipe(
     prompts, latents=z, num_inference_steps=10, guidance_scale=1 + w, output_type="latent"
 ).images
 guided = cd.GuidedDenoiser(cd.base_denoiser(pipe), empty)
-ours = cd.last(cd.ddim(guided, z, 10, conds, w))
-assert same(ours, stock)
+by_base = cd.last(cd.ddim(guided, z, 10, conds, w))
+assert same(by_base, stock)
 print(f"10 steps at guidance_scale 1 + w: {guided.nfe} evaluations, and the same latents")
 
 # %% [markdown]
@@ -507,14 +507,33 @@ plotting.show(
 # ## Both stages
 #
 # The functions that notebooks 03 and 04 called; the teacher needs no training. Every file holds the low-rank changes alone, with the name and the fingerprint of the base.
-# (Those of the small base come with the package. Under another `seed`, or with any entry of the recipe changed, they are trained here.)
+# (Those of the small base come with the package. Under another `seed`, or with any entry of the recipe changed, they are trained here.) After each stage the prompts are drawn, below the base's own pictures: whether an evening
+# is well spent shows after the first. Whoever stops early goes on below with the students that are there; whoever runs the cell again trains on.
 
 # %%
-stages.train_stage_one(recipe, data, out)
+base_row = data.decode(by_base.cpu())  # the autoencoder stays off the GPU
+
+
+def look(model, title, steps):
+    """The prompts by the base and by a student, as soon as there is one."""
+    row = data.decode(cd.last(cd.ddim(model, z, steps, conds, w)).cpu())
+    plotting.show(
+        plotting.image_rows({"the base, 20 evaluations": base_row, title: row}, len(prompts)),
+        alt=f"The prompts in two rows of pictures, by the base and by {title}.",
+    )
+
+
+title = f"stage one, {recipe.start} evaluations"
+look(stages.train_stage_one(recipe, data, out), title, recipe.start)
 for student in stages.train_stage_two(recipe, data, out):
     print("student of", student.steps, "steps, w in", list(student.w_range))
+    look(student, f"student of {student.steps} steps", student.steps)
 del student
+
+# %%
 home, minutes = Path(out) / recipe.name, stages.training_minutes(recipe, out)
+there = [n for n in cd.halvings(recipe.start) if f"stage-two/steps-{n}" in minutes]
+print("students that are there:", there)
 print("stage               updates   first loss   last loss   minutes      MiB")
 for name, spent in minutes.items():
     card, size = (
@@ -535,7 +554,7 @@ for name, spent in minutes.items():
 # %%
 # NBVAL_CHECK_OUTPUT
 calls, pictures = [], {}
-for steps in cd.halvings(recipe.start):
+for steps in there:
     student = cd.load(home / "stage-two" / f"steps-{steps}")
     folder = Path(out) / "sd-exported" / f"steps-{steps}"
     export(student, folder, vae=cd.VAEEncoder(vae), text=text)
@@ -559,7 +578,7 @@ print("Every student: the same latents, and one evaluation per step")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-steps = recipe.start
+steps = there[0]
 student = cd.load(home / "stage-two" / f"steps-{steps}")
 folder = export_lora(student, Path(out) / "sd-exported" / f"lora-steps-{steps}", w=w)
 stock = cd.open_pipeline(recipe.base).to(device)
