@@ -61,11 +61,14 @@ def test_a_guided_prediction_still_remakes_z():
     torch.testing.assert_close(schedule.add_noise(pred.x, pred.eps, t), z)
 
 
-def test_an_embedding_can_be_the_null_condition():
-    class Mean(torch.nn.Module):
-        def forward(self, z, t, cond, w):
-            return z + cond.mean(1, keepdim=True)
+class Mean(torch.nn.Module):
+    """z and the mean of an embedding."""
 
+    def forward(self, z, t, cond, w):
+        return z + cond.mean(1, keepdim=True)
+
+
+def test_an_embedding_can_be_the_null_condition():
     z, cond = torch.zeros(2, 3), torch.tensor([[1.0, 3.0], [5.0, 7.0]])
     guided = GuidedDenoiser(Denoiser(Mean(), CosineSchedule()), null=torch.tensor([1.0, 1.0]))
     v = guided(z, 0.5, cond, 2.0).v
@@ -76,10 +79,6 @@ def test_an_embedding_can_be_the_null_condition():
 @pytest.mark.parametrize("computed", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_conditions_of_any_precision_are_guided_under_autocast(computed, kept):
-    class Mean(torch.nn.Module):
-        def forward(self, z, t, cond, w):
-            return z + cond.mean(1, keepdim=True)
-
     cond, null = torch.tensor([[1.0, 3.0], [5.0, 7.0]], dtype=kept), torch.ones(2, dtype=kept)
     guided = GuidedDenoiser(Denoiser(Mean(), CosineSchedule()), null=null)
     with torch.autocast("cpu", computed):

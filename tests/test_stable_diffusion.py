@@ -674,14 +674,18 @@ def in_one_file(base, pipe, text, tmp_path_factory):
     return student, folder / "one", export(student, folder / "stock", **how)
 
 
-def test_diffusers_reads_the_single_file_by_the_originals_names(in_one_file):
-    _, one, folder = in_one_file
+def read_back(one, folder):
+    """Diffusers finds in the single file what is in the folder for stock diffusers."""
     known = StableDiffusionPipeline.from_pretrained(folder)
     found = StableDiffusionPipeline.from_single_file(str(one / FILE), config=str(folder))
     for part in ("unet", "vae", "text_encoder"):
         ours, theirs = getattr(known, part).state_dict(), getattr(found, part).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_diffusers_reads_the_single_file_by_the_originals_names(in_one_file):
+    read_back(*in_one_file[1:])
 
 
 def test_names_of_the_single_file_are_those_of_stable_diffusion(in_one_file):
@@ -721,14 +725,7 @@ def test_diffusers_reads_the_single_file_of_a_student_of_2_x(pipe, tmp_path):
     text = TextEncoder(opened.tokenizer, opened.text_encoder)
     how = {"vae": VAEEncoder(opened.vae), "text": text, "w": 3.0}
     one = export_single_file(student, tmp_path / "one", half=False, **how)
-    known = StableDiffusionPipeline.from_pretrained(export(student, tmp_path / "stock", **how))
-    found = StableDiffusionPipeline.from_single_file(
-        str(one / FILE), config=str(tmp_path / "stock")
-    )
-    for part in ("unet", "vae", "text_encoder"):
-        ours, theirs = getattr(known, part).state_dict(), getattr(found, part).state_dict()
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    read_back(one, export(student, tmp_path / "stock", **how))
     named, width = read_tensors(one / FILE)[0], opened.text_encoder.config.hidden_size
     layer = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
     assert named[layer].shape == (3 * width, width)
