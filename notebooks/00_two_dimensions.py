@@ -38,7 +38,8 @@
 # | `laptop` (the default) | two CPU cores | about a minute |
 # | `colab`, `paper` | any CPU | some minutes, for smaller errors |
 #
-# Allow about 35 minutes to read it, and 30 for the exercises.
+# Allow about 30 minutes to read it, and 25 for the exercises;
+# without what is *further*, 50 in all.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=00`.
@@ -722,7 +723,7 @@ mse, rmse = (a / b for a, b in zip(rows[6][3:], rows[-1][3:], strict=True))
 print(f"one step, teacher over student: {rmse:.0f} times in rmse, {mse:.0f} times in mse")
 
 # %% [markdown]
-# ### Exercise 5: who made the error? *(read a table, 5 minutes)*
+# ### Exercise 5: who made the error? *(further: read a table, 5 minutes)*
 #
 # The last row is the one-step student, the row "stage one" the model that its chain of halvings started from. **Which share of the student's squared error was there before the first
 # halving?** Take the two numbers from `rows`, so that the answer fits your run.

@@ -34,7 +34,8 @@
 # | --- | --- | --- |
 # | all of them | any CPU | seconds; with `dataset = "cifar10"` also the download |
 #
-# Allow about 30 minutes to read it, and 25 for the exercises.
+# Allow about 25 minutes to read it, and 25 for the exercises;
+# without what is *further*, 25 in all.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=01`.
@@ -286,7 +287,7 @@ for kind in ("x", "eps", "v"):
     print(f"{kind:>3} gives back x, eps and v to 1e-12: {worst < 1e-12}")
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ### Exercise 2: who explodes, and where? *(predict before the figure, 4 minutes)*
+# ### Exercise 2: who explodes, and where? *(further: predict before the figure, 4 minutes)*
 #
 # Two of the three branches divide. A real network is never exact, and a division by a small number makes a small mistake large. **Which predictions explode
 # towards $t = 1$, and which towards $t = 0$? And which of the three can a student use that takes one single step, from $t = 1$?** Answer with sets of `"x"`, `"eps"` and `"v"`.
@@ -369,7 +370,7 @@ plotting.show(fig, alt=alt)
 # ([notebook 06](06_encoders_and_style_transfer.ipynb)). And a teacher that learns to predict $x$ turns out worse on our digits
 # ([notebook 07](07_evaluation.ipynb) trains one of each). So this course predicts $v$.
 #
-# ## 5. The same loss, three weights
+# ## 5. The same loss, three weights *(further)*
 #
 # Two people train the same network, one with the squared error of $\varepsilon$, the other with that of $x$. Do they
 # want different things? With $z$ fixed, an error $\delta$ in $x$ is an error $-\tfrac{\alpha}{\sigma} \delta$ in $\varepsilon$ (from
@@ -547,7 +548,7 @@ widgets.explore(
 )
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## 7. Does your schedule end in pure noise?
+# ## 7. Does your schedule end in pure noise? *(further)*
 #
 # We have taken $\alpha_1 = 0$ for granted. Stable Diffusion, among others, was trained with a table of 1000 noise levels
 # (`scaled_linear`), and its last entry is not zero. Such a schedule has a *non-zero terminal SNR*.
@@ -625,7 +626,7 @@ plotting.show(fig, alt=alt)
 # does the first, and small images forgive a lot; with Stable Diffusion you have to enforce both.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ### Exercise 4: mend the table *(find the mistake and repair it, 8 minutes)*
+# ### Exercise 4: mend the table *(further: find the mistake and repair it, 8 minutes)*
 #
 # `zero_terminal_snr` gets `alphas_cumprod`, the table of all $\alpha^2$, whose last entry ought to be 0. Shift $\alpha$ so that it ends at 0, then scale it so that its
 # first entry is what it was, and return a table of $\alpha^2$ again. (Lin et al., algorithm 1.)

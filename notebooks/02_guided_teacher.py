@@ -37,7 +37,8 @@
 # | `colab` | one free T4 | CIFAR-10: most of a session, resumable |
 # | `paper` | a large GPU | the published budget |
 #
-# Unless you ask for training, finished models are loaded, and the notebook runs in about five minutes on CIFAR-10, in one on digits. Allow about 30 minutes to read it, and 15 for the exercises.
+# Unless you ask for training, finished models are loaded, and the notebook runs in about five minutes on CIFAR-10, in one on digits. Allow about 25 minutes to read it, and 15 for the exercises;
+# without what is *further*, 30 in all.
 #
 # **For a first run** set `dataset = "digits"` and `retrain = True` in the cell of parameters: then all that is called training here and in the
 # next two notebooks happens before your eyes, in minutes. CIFAR-10, with the models of the package, is for looking: its pictures show what the text speaks of.
@@ -459,7 +460,7 @@ plotting.show(
 # always means the same thing.)
 
 # %% [markdown]
-# ### Exercise 3: guidance for a part of the way *(count, 4 minutes)*
+# ### Exercise 3: guidance for a part of the way *(further: count, 4 minutes)*
 #
 # Somebody guides only while $t > 0.3$, and asks once in the steps after that. A step is counted by the time at which it *begins*: 32 of them begin at $t = 32/32, 31/32, \dots, 1/32$. **How many network evaluations does
 # a sample cost?**
@@ -581,7 +582,7 @@ for name, x, neighbours in (
 # a tenth: samples are smoother than photographs, and a smooth image is nearer to everything. Neither is a copy's distance. The teacher has not copied anything.
 
 # %% [markdown]
-# ### Exercise 4: the best of the bad *(predict before the table, 4 minutes)*
+# ### Exercise 4: the best of the bad *(further: predict before the table, 4 minutes)*
 #
 # With many steps the distance is lowest at a small $w$ and far higher at 3, since guidance costs diversity. One *single* step gives one grey average for each class. **In which order are $w = 0$, 1 and 3 then, the best first?** (On
 # the data set of this run, with the teacher of the package.)
@@ -692,12 +693,4 @@ plotting.show(
 # **Next:** [03 · Stage one: guidance matching](03_stage_one.ipynb) puts the two evaluations into one.
 
 # %%
-facts = checkpoints.provenance(
-    notebook="02_guided_teacher",
-    recipe=recipe.name,
-    seed=seed,
-    data=data.hash[:16],
-    split=data.split,
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, data, "02_guided_teacher")

@@ -38,7 +38,8 @@
 # | `paper` | a large GPU | the published budget |
 #
 # Unless you ask for training, finished models are loaded; only four short trials are trained in any case. Then the notebook runs in about seven
-# minutes on CIFAR-10, in two on digits. (For a first run, train on digits: see notebook 02.) Allow about 30 minutes to read it, and 30 for the exercises.
+# minutes on CIFAR-10, in two on digits. (For a first run, train on digits: see notebook 02.) Allow about 25 minutes to read it, and 25 for the exercises;
+# without what is *further*, 35 in all.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=03`.
@@ -165,7 +166,7 @@ def loss_from_scratch(student, x, cond, w, t, eps):
 
 
 # %% [markdown]
-# ### Exercise 2: two outputs? *(predict before the numbers, 4 minutes)*
+# ### Exercise 2: two outputs? *(further: predict before the numbers, 4 minutes)*
 #
 # An attentive reader may object. The target is *affine* in $w$: $v_\theta(c) + w\,(v_\theta(c) - v_\theta(\varnothing))$. Two of its
 # values, at $w = 0$ and $w = 4$, say, determine all the others. Why not give the network two outputs, one for each
@@ -401,7 +402,7 @@ plotting.show(
 )
 
 # %% [markdown]
-# ### Exercise 3: the best answer of the blind *(derive, 8 minutes)*
+# ### Exercise 3: the best answer of the blind *(further: derive, 8 minutes)*
 #
 # A student that cannot see $w$ gives the answer of *one* weight $w^*$ to everybody. Its loss at $w$ is then proportional to $(w - w^*)^2$. The loss is weighted with $k(w)$, and $w$ is drawn from some distribution. **Which $w^*$ minimises
 # the mean of $k(w)\,(w - w^*)^2$?** You get many drawn `w`, and `k` for each.
@@ -691,7 +692,7 @@ print("network evaluations, teacher and student:", two[0]["nfe"], one[0]["nfe"])
 # looks better than its teacher: on CIFAR-10 just that has happened, for the figure above says that this student, asked for 3, gives 2.2. A student is good when it is like its teacher, not when a number is small. [Notebook 04](04_stage_two.ipynb)
 # therefore also measures what its samples deliver, and how far they are from the teacher's from the same noise.
 #
-# ## 7. A word on weightings
+# ## 7. A word on weightings *(further)*
 #
 # The loss carries a factor $\omega_t$ that says which noise levels matter. [Notebook 01](01_schedules_and_parameterizations.ipynb)
 # (section 5) draws the three that are in use: SNR, truncated SNR and SNR + 1. With SNR the noisiest times, where a few-step sampler takes its most
@@ -711,8 +712,4 @@ print("network evaluations, teacher and student:", two[0]["nfe"], one[0]["nfe"])
 # **Next:** [04 · Stage two: progressive distillation](04_stage_two.ipynb) halves the steps until one is left.
 
 # %%
-facts = checkpoints.provenance(
-    notebook="03_stage_one", recipe=recipe.name, seed=seed, data=data.hash[:16], split=data.split
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, data, "03_stage_one")

@@ -38,7 +38,8 @@
 # | `paper` | a large GPU | the published budget |
 #
 # Unless you ask for training, finished models are loaded, and the notebook runs in about eight minutes on CIFAR-10 (a quarter of an hour if 02 and 03 were not run before), in three on digits. (For a first run, train on
-# digits: see notebook 02.) Allow about 30 minutes to read it, and 25 for the exercises.
+# digits: see notebook 02.) Allow about 25 minutes to read it, and 20 for the exercises;
+# without what is *further*, 30 in all.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=04`.
@@ -418,7 +419,7 @@ plotting.show(
 # higher than the one before it. That is why those to 4 steps and fewer get three times the updates.
 
 # %% [markdown]
-# ### Exercise 3: what the stairs save *(count, 4 minutes)*
+# ### Exercise 3: what the stairs save *(further: count, 4 minutes)*
 #
 # On digits, at the `laptop` profile, the students of 32, 16 and 8 steps get 200 updates each, those of 4, 2 and 1 step 600 each. Every target takes two evaluations of the student's teacher. Suppose somebody trains the one-step student for 600 updates on the ends of the
 # 64-step walk instead. **How many times as many evaluations do the targets cost then?** (For each image of a batch; without those of the student that learns.)
@@ -566,7 +567,7 @@ plotting.show(
 # the students have *smaller* distances than the teacher, on CIFAR-10 by a quarter. Notebook 03 has shown what that can mean, and
 # the column *delivered w* says it: asked for 3, they give less.
 #
-# ## 6. What is lost on the way
+# ## 6. What is lost on the way *(further)*
 #
 # A student can only become as good as its teacher's *two steps*; the error that its teacher makes is passed
 # on, and each halving adds its own. **How far is each model from the many-step teacher's sample of the same
@@ -594,7 +595,7 @@ for name, model, steps in models:
     print(f"{name:10s} {nfe:7d} | " + " ".join(f"{error:6.3f}" for error in errors))
 
 # %% [markdown]
-# ### Exercise 4: where is the bargain smallest? *(read a table, 5 minutes)*
+# ### Exercise 4: where is the bargain smallest? *(further: read a table, 5 minutes)*
 #
 # The 8-step student and the teacher in 4 steps both cost 8 evaluations. **At which $w$ is the student's error the largest part of the teacher's?** Take the numbers from `table`, whose entry
 # `table["student", 8]` is `{w: rmse}`.
@@ -671,7 +672,7 @@ plotting.show(
 # any $w$ from 1 on. So the dial works down to one step, and it reads a tenth too much. That is for stage one to mend, with more updates.
 # (By their single answers, in notebook 03, the same network gave 2.2 of 3. A walk through all times and the answers at random times are not the same question.)
 #
-# ## 7. What did it cost?
+# ## 7. What did it cost? *(further)*
 
 # %%
 for name, value in spent.items():

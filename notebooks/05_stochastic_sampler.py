@@ -35,7 +35,8 @@
 # | `colab` | one free T4 | `dataset = "cifar10"`: about a third of a session |
 # | `paper` | a large GPU | the published budget |
 #
-# Allow about 25 minutes to read it, and 15 for the exercises.
+# Allow about 20 minutes to read it, and 15 for the exercises;
+# without what is *further*, 30 in all.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=05`.
@@ -282,7 +283,7 @@ print("never seen:                            ", *(t for t in asked if t not in 
 # %% [markdown]
 # At every other grid time the question would be new to it.
 #
-# ## 3. The whole chain, where every number is known
+# ## 3. The whole chain, where every number is known *(further)*
 #
 # Take Gaussian data with variance 0.4 in one dimension. Everything is linear: a network is a list of gains, $v = g_t\, z$, one for each
 # time, and a halving computes the next list without any error of training. The variance of the samples is known as well: a sampler that is linear
@@ -326,7 +327,7 @@ print("variance of the samples, steps:", *(f"{value:.3f} ({N})" for N, value in 
 print("the exact denoiser, asked less:", *(f"{value:.3f} ({N})" for N, value in fewer.items()))
 
 # %% [markdown]
-# ### Exercise 3: a longer chain *(predict before the numbers, 3 minutes)*
+# ### Exercise 3: a longer chain *(further: predict before the numbers, 3 minutes)*
 #
 # The chain from 64 steps ends with a variance of 0.383. From how many steps must a chain start to end at **0.39 or more**, with as few as possible? (a) 32, (b) 64, (c) 128, (d) 256. And does it help or harm that a longer chain has more halvings?
 #

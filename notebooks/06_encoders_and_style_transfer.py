@@ -36,7 +36,8 @@
 # | `colab` | one free T4 | `dataset = "cifar10"`: about a third of a session |
 # | `paper` | a large GPU | the published budget |
 #
-# Allow about 25 minutes to read it, and 15 for the exercises.
+# Allow about 20 minutes to read it, and 15 for the exercises;
+# without what is *further*, 15 in all.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=06`.
@@ -305,7 +306,7 @@ plotting.show(
 # steps were 1/64 long. The teacher's 32 steps are twice as long: by the doubling seen above, 64 steps would err half as much. Stage one and the
 # halvings add about the other half.
 #
-# ## 6. Is it noise?
+# ## 6. Is it noise? *(further)*
 #
 # If the model were perfect, the encodings of all images together would be $\mathcal N(0, I)$: mean 0, and a spread (a standard deviation) of 1 in each pixel.
 # **Is it so?**
@@ -335,7 +336,7 @@ plotting.show(
 # belongs from any noise.
 
 # %% [markdown]
-# ### Exercise 2: between two encodings *(fill in, 8 minutes)*
+# ### Exercise 2: between two encodings *(further: fill in, 8 minutes)*
 #
 # Noise in many dimensions is nearly all of the same length. The straight line between two encodings leads through points that are too short, and that no image has for an encoding. **Go along the great circle instead**: at even angles, from $a$ to $b$, which are equally long here.
 #
@@ -467,12 +468,12 @@ print(f"of another image: {kept(x[other], told)}")
 # a little surer (from 98 % to 100 %) and keeps a little less of the hand: the more typical a digit of its class, the less room there is for anything
 # else. And students with one step up and one down change and keep about as much as the teacher does with 128 evaluations.
 #
-# ## 9. Guidance on the way up
+# ## 9. Guidance on the way up *(further)*
 #
 # So far the encoder had $w = 0$, and only the decoder was guided. It would seem natural to encode with the same $w$.
 
 # %% [markdown]
-# ### Exercise 3: guide the encoder? *(predict before the figure, 3 minutes)*
+# ### Exercise 3: guide the encoder? *(further: predict before the figure, 3 minutes)*
 #
 # An image is to be encoded, changed, and decoded with $w = 3$. **With which $w$ should it be encoded?** (a) With 3 as well, so that up and down are the same flow. (b) With the $w$ at which the encodings have a spread of 1, as noise has. (c) With 0.
 #

@@ -37,7 +37,8 @@
 # | `colab` | one free T4 | `dataset = "cifar10"`: several sessions; leave out comparisons you do not need |
 # | `paper` | a large GPU | the published budget, eight times |
 #
-# Allow about 25 minutes to read it, and 10 for the exercises.
+# Allow about 25 minutes to read it, and 10 for the exercises;
+# without what is *further*, 20 in all.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=07`.
@@ -429,7 +430,7 @@ plotting.show(
 # No. Outside, the teacher goes on, ever less diverse, while the student's recall *rises*, from 0.27 at $w = 4$ to 0.41 at $w = 8$, and its Frechet distance even gets better, 4.5 instead of 5.4. No picture gives it away: they look
 # fine. A user who asks for $w = 8$ and gets $w = 2$, without being told, has been misled. Hence the refusal.
 #
-# ## 6. One change at a time
+# ## 6. One change at a time *(further)*
 #
 # Now change one thing at a time and distil again, to 4 steps and to 1. Each change is one entry of this profile's recipe; its models
 # get folders of their own, so nothing is mixed up.
@@ -444,7 +445,7 @@ plotting.show(
 #   sampling, at two evaluations per step.
 
 # %% [markdown]
-# ### Exercise 3: who is not asked? *(derive, 5 minutes)*
+# ### Exercise 3: who is not asked? *(further: derive, 5 minutes)*
 #
 # SNR weights the error of $x$. In terms of $v$, whose error is $\mathrm{SNR} + 1$ times as large ([notebook 01](01_schedules_and_parameterizations.ipynb), section 5), it is another weight. **Which, at $t = 1$, at $t = \tfrac12$ and at $t = 0$?** And which student will have learned nothing?
 #
@@ -547,7 +548,7 @@ print(metrics.table([row for row in rows if row["steps"] in (128, 4, 1)], values
 # - **Two students** are fine at $w = 0$, where nothing is combined, and still at 4 steps, where they are nearer to the teacher than ours is (0.054
 #   against 0.112, as no stage one has added its error), at twice the cost. At one step and $w = 3$ they fail: 11 against 4.9, and 0.380 from the teacher.
 #
-# ## 7. Why two students fail
+# ## 7. Why two students fail *(further)*
 #
 # Guidance is linear in what the networks *predict*, so at every single time it makes no difference whether one guides and then
 # distils or distils and then guides. But a student does not predict; it *jumps*. Its target is where **its own** teacher's two steps lead,

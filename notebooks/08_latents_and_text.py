@@ -35,7 +35,7 @@
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | half an hour: autoencoder 4, teacher 24, matcher 2 |
 #
-# Allow about 25 minutes to read it, and 10 for the exercises.
+# Allow about 20 minutes to read it, and 10 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=08`.
@@ -563,12 +563,4 @@ widgets.explore(
 # **Next:** in [notebook 09](09_distilling_text_to_image.ipynb) the same two stages as before turn this teacher into students that need 4, 2 or 1 evaluations.
 
 # %%
-facts = checkpoints.provenance(
-    notebook="08_latents_and_text",
-    recipe=recipe.name,
-    seed=seed,
-    data=images.hash[:16],
-    split=images.split,
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, images, "08_latents_and_text")

@@ -33,7 +33,7 @@
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | 3 minutes: the encoder |
 #
-# Allow about 20 minutes to read it, and 15 for the exercises.
+# Allow about 15 minutes to read it, and 15 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=10`.
@@ -59,7 +59,6 @@ import torch
 import cfgdistill as cd
 from cfgdistill.course import checks, stages, widgets
 from cfgdistill.judge import plotting
-from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -542,8 +541,4 @@ plotting.show(
 # **Next:** distillation of a model of 860 million parameters, on a free GPU, in [notebook 11](11_stable_diffusion_on_colab.ipynb).
 
 # %%
-facts = checkpoints.provenance(
-    notebook="10_editing", recipe=recipe.name, seed=seed, data=images.hash[:16], split=images.split
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, images, "10_editing")

@@ -39,7 +39,7 @@
 # schedule. So what you see at `laptop` is the whole recipe on real pictures, and a number that says how much is lost on the way. It is no proof for the large one: we had no GPU to
 # try that, and half precision, memory and minutes at `colab` are computed, not measured.
 #
-# Allow about 30 minutes to read it, and 25 for the exercises.
+# Allow about 25 minutes to read it, and 20 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=11`. They take 22 minutes, and none of them needs a GPU.
@@ -58,26 +58,19 @@ set_up(drive=False, minutes=None)  # keep checkpoints on Drive? stop after so ma
 
 # %%
 import os
-from pathlib import Path
 
 import diffusers
 import torch
-import transformers
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
 
 import cfgdistill as cd
-from cfgdistill.course import checks, planner, stages, widgets
+from cfgdistill.course import checks, colab, planner, stages, widgets
 from cfgdistill.export.lora import export_lora
 from cfgdistill.export.stock import export
 from cfgdistill.judge import plotting
-from cfgdistill.teachers.stable_diffusion import tiny_pipeline
-from cfgdistill.teachers.unet import LORA_LAYERS
+from cfgdistill.teachers import stable_diffusion, unet
 from cfgdistill.training import checkpoints
 
-for library in (diffusers, transformers):
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
+colab.quiet()
 
 # %% tags=["parameters"]
 profile = os.environ.get("CFGDISTILL_PROFILE", "laptop")
@@ -108,7 +101,7 @@ if small:
     w, prompts = 1.0, ["red heart", "green apple", "cat face", "castle", "octopus"]
 else:
     standard = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    base = base or (standard if real else tiny_pipeline(Path(out) / "sd-tiny"))
+    base = base or (standard if real else stable_diffusion.tiny_pipeline(f"{out}/sd-tiny"))
     steps = {"data_free": 10 if real else 2} if captions == "prompts" else {"data_free": 0}
     row = "colab" if real else "smoke"
     recipe = cd.get_recipe("sd", row, base=base, source=captions, seed=seed, **steps)
@@ -136,7 +129,7 @@ z = torch.randn(len(prompts), 4, side, side, generator=torch.Generator().manual_
     device
 )
 trailing = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
-pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
+pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
 
 
 def same(a, b):
@@ -374,10 +367,15 @@ assert checks.gib_of_training(gib_of_training).startswith("Right")
 # %%
 # NBVAL_CHECK_OUTPUT
 with torch.device("meta"):  # shapes alone, no memory
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    every = sum(p.numel() for p in unet.parameters())
-    unet.add_adapter(LoraConfig(r=64, target_modules=LORA_LAYERS))
-changes = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    how = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    network = diffusers.UNet2DConditionModel(**how)
+every = sum(weight.numel() for weight in network.parameters())
+chosen, changes = tuple(unet.LORA_LAYERS), 0
+for name, layer in network.named_modules():
+    if name.endswith(
+        chosen
+    ):  # A has as many columns as the layer has inputs, B a row for every output
+        changes += 64 * (layer.weight[0].numel() + len(layer.weight))
 print(f"{every:,} weights; {changes:,} numbers in changes of rank 64, {changes / every:.1%}")
 rows = {  # bytes: of all weights where they are frozen; and of each that is trained
     "all weights, float32": (4 * every, every, (4, 4, 8, 4)),
@@ -492,7 +490,7 @@ vae, text = pipe.vae.cpu(), text.cpu()
 del pipe, guided, seen  # the stages open it themselves
 data = stages.load_recipe_data(recipe, out)
 print(*data.class_names[:6], sep="\n")
-for file in sorted((Path(out) / recipe.name).glob("*.safetensors")):
+for file in sorted(stages.home(recipe, out).glob("*.safetensors")):
     print(f"{file.name.split('-')[0]:12s} {file.stat().st_size / 2**20:8.2f} MiB")
 print("latents", list(data.stored.shape), "embeddings", list(data.labels.shape), data.labels.dtype)
 fig, axis = plotting.figure(1, 1, width=6, height=1.4)
@@ -531,19 +529,15 @@ for student in stages.train_stage_two(recipe, data, out):
 del student
 
 # %%
-home, minutes = Path(out) / recipe.name, stages.training_minutes(recipe, out)
+home, minutes = stages.home(recipe, out), stages.training_minutes(recipe, out)
 there = [n for n in cd.halvings(recipe.start) if f"stage-two/steps-{n}" in minutes]
 print("students that are there:", there)
 print("stage               updates   first loss   last loss   minutes      MiB")
 for name, spent in minutes.items():
-    card, size = (
-        checkpoints.read_card(home / name),
-        (home / name / "model.safetensors").stat().st_size,
-    )
+    card = checkpoints.read_card(home / name)
     losses, updates = card["losses"], card["about"]["updates"]
-    print(
-        f"{name:20s} {updates:6d} {losses[0]:12.4f} {losses[-1]:11.4f} {spent:9.2f} {size / 2**20:8.2f}"
-    )
+    size = (home / name / "model.safetensors").stat().st_size / 2**20
+    print(f"{name:20s} {updates:6d} {losses[0]:12.4f} {losses[-1]:11.4f} {spent:9.2f} {size:8.2f}")
 
 # %% [markdown]
 # ## To stock diffusers
@@ -556,9 +550,9 @@ for name, spent in minutes.items():
 calls, pictures = [], {}
 for steps in there:
     student = cd.load(home / "stage-two" / f"steps-{steps}")
-    folder = Path(out) / "sd-exported" / f"steps-{steps}"
+    folder = f"{out}/sd-exported/steps-{steps}"
     export(student, folder, vae=cd.VAEEncoder(vae), text=text)
-    stock = StableDiffusionPipeline.from_pretrained(folder).to(device)
+    stock = diffusers.StableDiffusionPipeline.from_pretrained(folder).to(device)
     stock.set_progress_bar_config(disable=True)
     stock.unet.register_forward_hook(lambda *given: calls.append(1))
     calls.clear()
@@ -580,10 +574,10 @@ print("Every student: the same latents, and one evaluation per step")
 # NBVAL_CHECK_OUTPUT
 steps = there[0]
 student = cd.load(home / "stage-two" / f"steps-{steps}")
-folder = export_lora(student, Path(out) / "sd-exported" / f"lora-steps-{steps}", w=w)
+folder = export_lora(student, f"{out}/sd-exported/lora-steps-{steps}", w=w)
 stock = cd.open_pipeline(recipe.base).to(device)
 stock.load_lora_weights(folder)
-stock.scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+stock.scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 stock.set_progress_bar_config(disable=True)
 how = {"latents": z, "num_inference_steps": steps, "guidance_scale": 1, "output_type": "latent"}
 ours = cd.last(cd.ddim(student, z, steps, conds, w))
@@ -638,7 +632,7 @@ assert checks.guided_again(guided_again).startswith("Right")
 
 # %%
 pipe = cd.open_pipeline(recipe.base).to(device)
-pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
+pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **trailing)
 pipe.set_progress_bar_config(disable=True)
 how = {"num_inference_steps": 25, "guidance_scale": 1 + w, "output_type": "pt", "latents": z}
 pictures = {"the base, 50 evaluations": 2 * pipe(prompts, **how).images.cpu() - 1} | pictures

@@ -36,7 +36,7 @@
 # | `laptop` (the default) | two CPU cores | about ten minutes |
 #
 # The students are trained on digits, which takes a minute each. Pictures are CIFAR-10's wherever a finished model can draw them: it comes with the
-# package, and sampling needs no data set. Allow about 30 minutes to read it, and 30 for the exercises.
+# package, and sampling needs no data set. Allow about 25 minutes to read it, and 25 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=12`.
@@ -62,7 +62,6 @@ import torch
 import cfgdistill as cd
 from cfgdistill.course import checks, stages, widgets
 from cfgdistill.judge import plotting
-from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -793,12 +792,4 @@ plotting.show(
 # **Next:** [13 · Your own teacher](13_your_own_teacher.ipynb).
 
 # %%
-facts = checkpoints.provenance(
-    notebook="12_guidance_rules",
-    recipe=recipe.name,
-    seed=seed,
-    data=data.hash[:16],
-    split=data.split,
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, data, "12_guidance_rules")

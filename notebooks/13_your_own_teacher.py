@@ -34,7 +34,7 @@
 # | `smoke` | any CPU | seconds |
 # | `laptop` (the default) | one CPU core | about two minutes |
 #
-# The data are the digits, for every profile. Allow about 20 minutes to read it, and 20 for the exercises.
+# The data are the digits, for every profile. Allow about 15 minutes to read it, and 15 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=13`.

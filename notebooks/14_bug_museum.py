@@ -30,7 +30,7 @@
 # | --- | --- | --- |
 # | all of them | any CPU | about a minute; nothing is trained |
 #
-# Allow about 25 minutes to read it, and 15 for the exercises.
+# Allow about 20 minutes to read it, and 10 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=14`.

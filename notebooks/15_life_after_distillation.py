@@ -33,7 +33,7 @@
 # | `smoke` | any CPU | seconds; the pictures are noise |
 # | `laptop` | two CPU cores | thirteen minutes |
 #
-# Allow about 20 minutes to read it, and 15 for the exercises.
+# Allow about 15 minutes to read it, and 10 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=15`.

@@ -430,8 +430,7 @@ def test_a_notebook_has_eight_compared_cells_or_more_and_a_short_cell_of_imports
     assert sum(source.startswith(course.CHECKED) for source in sources) >= 8
     (imports,) = (source for source in sources if "\nimport cfgdistill as cd" in source)
     lines = [line for line in imports.splitlines() if line.startswith(("from ", "import "))]
-    others = {"09": 2, "11": 5}  # modules of the libraries that take over there
-    assert len(lines) <= 10 + others.get(script.stem[:2], 0)
+    assert len(lines) <= 10
 
 
 def differences(executed: Path, built: Path):

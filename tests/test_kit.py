@@ -18,7 +18,7 @@ def test_the_page_for_teachers_names_every_exercise_with_its_minutes_and_where_i
     page = kit.teaching((BOOK / "teaching.md").read_text(encoding="utf-8"))
     assert "@" not in page and "EXERCISES" not in page
     for one in CHAPTERS:
-        assert one.reading >= 20 and one.aims.startswith("- "), one.stem
+        assert one.reading >= 15 and one.aims.startswith("- "), one.stem
         assert f"### [{one.title}]({one.stem}.ipynb)" in page
         for each in one.exercises:
             row = f"| {each.title} | {each.kind} | {each.minutes} | `{each.name}` |"
@@ -38,19 +38,49 @@ def test_minutes_are_those_of_reading_and_of_all_exercises(tmp_path):
     script.write_text(
         "# %% [markdown]\n# # 07 · Small\n#\n# **You will**\n#\n# - see.\n#\n# "
         + "word " * 590
-        + "\n#\n# ### Exercise 1: a title *(derive, 4 minutes)*\n\n"
+        + "\n\n# %%\nset_up()\n\n# %% [markdown]\n# ## 1. One\n#\n"
+        "# ### Exercise 1: a title *(derive, 4 minutes)*\n\n"
         '# %% nbgrader={"grade_id": "it", "solution": true}\n'
         + "x = 1\n# no code\n\n" * 31
         + '\n# %% [markdown] tags=["solution"]\n# '
         + "long " * 900
     )
-    one = kit.chapter(script)  # a little over 600 words at 150, and 31 lines at 30
+    one = kit.chapter(script)  # about 600 words at 150, and 31 lines at 30
     assert (one.title, one.aims) == ("07 · Small", "- see.")
-    assert (one.reading, one.doing, one.minutes) == (10, 4, 14)
-    assert one.pace == "Allow about 10 minutes to read it, and 5 for the exercises."
+    assert (one.reading, one.doing, one.minutes) == (5, 4, 9)
+    assert one.pace == "Allow about 5 minutes to read it, and 5 for the exercises."
     assert one.exercises == [kit.Exercise("it", "07_small", "1", "a title", "derive", 4)]
-    script.write_text("# %% [markdown]\n# # 07\n#\n# " + "word " * 1498 + "\n")
+    script.write_text("# %% [markdown]\n# # 07\n#\n# " + "word | " * 1498 + "\n")
     assert kit.chapter(script).pace == "Allow about 10 minutes to read it."
+
+
+def test_whoever_is_short_of_time_leaves_out_sections_and_exercises_that_are_further(tmp_path):
+    def exercise(number, kind, minutes):
+        graded = f'# %% nbgrader={{"grade_id": "n{number}", "solution": true}}\n' + "x = 1\n" * 60
+        heading = f"# %% [markdown]\n# ### Exercise {number}: it *({kind}, {minutes} minutes)*\n\n"
+        return f"{heading}{graded}\n"
+
+    words = "# " + "word " * 298  # two minutes, with its heading
+    script = tmp_path / "07_small.py"
+    script.write_text(
+        f"# %% [markdown]\n# # Small\n#\n{words}\n#\n# ## 1. What\n\n"
+        + exercise(1, "derive", 4)  # two minutes to read, as the others
+        + exercise(2, "further: derive", 8)
+        + f"# %% [markdown]\n{words}\n#\n# ## 2. Why *(further)*\n#\n{words}\n\n"
+        + exercise(3, "further: count", 16)
+        + f"# %% [markdown]\n# ## 3. How\n#\n{words}\n#\n# ## Further questions\n#\n{words}\n"
+    )
+    one = kit.chapter(script)
+    assert (one.reading, one.doing) == (15, 28)
+    assert one.short == pytest.approx(2 + 2 + 4 + 2 + 2, abs=0.2)
+    assert [each.further for each in one.exercises] == [False, True, True]
+    assert one.pace.endswith("30 for the exercises; without what is *further*, 10 in all.")
+
+
+def test_the_first_eight_notebooks_take_four_hours_without_what_is_further_and_six_with_it():
+    first = [one for one in CHAPTERS if one.stem < "08"]
+    assert sum(one.short for one in first) <= 240
+    assert round(sum(one.minutes for one in first) / 60) == 6
 
 
 @pytest.mark.parametrize("one", CHAPTERS, ids=lambda one: one.stem)

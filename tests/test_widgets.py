@@ -54,6 +54,18 @@ def test_in_ci_the_figure_stands_still_and_has_its_alt_text(draw, drawn, shown, 
     assert metadata == {"image/png": {"alt": "A figure."}}
 
 
+def test_without_ipywidgets_the_figure_stands_still_and_says_what_would_move_it(
+    draw, shown, monkeypatch, capsys
+):
+    monkeypatch.setenv("CI", "0")
+    monkeypatch.setitem(widgets.sys.modules, "ipykernel", ipykernel)
+    monkeypatch.setitem(widgets.sys.modules, "ipywidgets", None)  # as if it were not installed
+    explore(draw, "A figure.", **CONTROLS)
+    assert "pip install ipywidgets" in capsys.readouterr().out
+    ((_, metadata),) = shown
+    assert metadata == {"image/png": {"alt": "A figure."}}
+
+
 def test_a_live_notebook_gets_controls_that_draw_and_a_picture_for_readers_without(
     draw, drawn, shown, monkeypatch
 ):

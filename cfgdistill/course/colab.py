@@ -58,6 +58,14 @@ def set_up(*, drive: bool = False, minutes: float | None = None) -> None:
         _ending.append(timer.cancel)
 
 
+def quiet() -> None:
+    """diffusers and transformers say what fails, and draw no bars of their own from now on."""
+    for library in ("diffusers", "transformers"):
+        logging = importlib.import_module(f"{library}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
 def place() -> str | None:
     """Colab, Kaggle, or None for any other machine."""
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:

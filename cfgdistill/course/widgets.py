@@ -4,6 +4,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Callable
 from html import escape
+from importlib.util import find_spec
 
 from cfgdistill.judge.plotting import Figure, png, show
 from cfgdistill.training.environment import flag
@@ -20,13 +21,17 @@ def explore(draw: Callable[..., Figure], alt: str, **controls) -> None:
     to type in. A slider draws when it is let go, a line of text when it is left: a drawing may
     take a second. All can be reached and moved with the keyboard.
 
-    Outside of a live notebook, and under CI=1, the figure stands still. The output always holds
-    its png, too, for readers that know no widgets. What is used of ipywidgets is the same in 7.7
-    and 8.
+    Outside of a live notebook, under CI=1, and without ipywidgets, the figure stands still. The
+    output always holds its png, too, for readers that know no widgets. What is used of ipywidgets
+    is the same in 7.7 and 8.
     """
     start = {name: _start(control) for name, control in controls.items()}
     first = draw(**start)
-    if "ipykernel" not in sys.modules or flag("CI"):
+    live = "ipykernel" in sys.modules and not flag("CI")
+    if live and find_spec("ipywidgets") is None:
+        live = False
+        print("This figure has controls: `pip install ipywidgets` and a new kernel show them.")
+    if not live:
         show(first, alt)
         return
     import ipywidgets

@@ -313,9 +313,9 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, tree) -> None:
+def write_json(path: str | Path, tree) -> None:
     """A tree of plain values, replaced as a whole or not at all."""
-    write_text(path, json.dumps(tree, indent=1))
+    write_text(Path(path), json.dumps(tree, indent=1))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -42,7 +42,7 @@ def solved(source: str) -> str:
 def student(notebook: NotebookNode) -> NotebookNode:
     """What is filled in by the reader; sections end with their solutions."""
     cells, folded, number = [], [], "0"
-    for cell in _by_section(notebook.cells):
+    for cell in by_section(notebook.cells):
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
             cells, folded = cells + folded, []
         if found := TASK.search(cell.source):
@@ -86,7 +86,7 @@ def _tags(cell) -> set[str]:
     return set(cell.metadata.get("tags", []))
 
 
-def _by_section(cells: list) -> Iterator:
+def by_section(cells: list) -> Iterator:
     """The same cells, but text that goes on into another section is cut where that begins."""
     for cell in cells:
         parts = re.split(r"^(?=## )", cell.source, flags=re.M)

@@ -1,16 +1,18 @@
 """The teacher's pages of the book, filled in from the notebooks so that they cannot go stale."""
 
 import re
-from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 import jupytext
 from course import ROOT, select
-from editions import TASK
+from editions import TASK, by_section
 
 # Read in a minute: prose is read at 238 words (Brysbaert 2019), text with formulas more slowly.
 WORDS, LINES = 150, 30
+WORD = re.compile(r"\S*\w\S*")  # not the lines of a table, nor a dash
+# What whoever is short of time may leave out; an exercise says so where its kind stands.
+FURTHER = re.compile(r"^## (Further .+|.+ \*\(further\)\*)$", re.M)
 
 
 class Exercise(NamedTuple):
@@ -22,6 +24,10 @@ class Exercise(NamedTuple):
     minutes: int
 
     @property
+    def further(self) -> bool:
+        return self.kind.startswith("further: ")
+
+    @property
     def link(self) -> str:
         return f"[{self.title} ({self.notebook[:2]}.{self.number})]({self.notebook}.ipynb)"
 
@@ -30,6 +36,7 @@ class Chapter(NamedTuple):
     stem: str
     title: str
     reading: int  # minutes
+    short: float  # minutes of reading and exercises without what is further
     aims: str  # a list in Markdown
     exercises: list[Exercise]
 
@@ -43,39 +50,54 @@ class Chapter(NamedTuple):
 
     @property
     def pace(self) -> str:
-        """What the first cell says of both."""
-        doing = f", and {5 * ceil(self.doing / 5)} for the exercises" if self.exercises else ""
-        return f"Allow about {self.reading} minutes to read it{doing}."
+        """What the first cell says of them."""
+        doing = f", and {_fives(self.doing)} for the exercises" if self.exercises else ""
+        said = f"Allow about {self.reading} minutes to read it{doing}"
+        short = _fives(self.short)
+        if short + 5 <= self.minutes:
+            said += f"; without what is *further*, {short} in all"
+        return f"{said}."
+
+
+def _fives(minutes: float) -> int:
+    return 5 * round(minutes / 5)
 
 
 def chapter(script: Path) -> Chapter:
     """What a notebook says of itself and of its exercises."""
     cells = jupytext.read(script).cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    reading = 5 * ceil(_minutes_to_read(cells) / 5)
     aims = re.search(r"\*\*You will\*\*[^\n]*\n\n(.*?)\n\n", text, re.DOTALL)
-    exercises, task = [], None
-    for cell in cells:
-        task = TASK.search(cell.source) or task
-        about = cell.metadata.get("nbgrader", {})
-        if about.get("solution"):
+    exercises, task, further, reading, short = [], None, None, 0.0, 0.0
+    for cell in by_section(cells):
+        if cell.source.startswith("## "):
+            further = bool(FURTHER.match(cell.source))
+        if further is None and cell.cell_type == "code":
+            continue  # set up before the first section, as in every other notebook
+        found = TASK.search(cell.source)
+        task = found or task
+        about = cell.metadata.get("nbgrader")
+        later = bool(further or (found or about) and task[3].startswith("further: "))
+        here = _minutes_to_read(cell)
+        reading += here
+        short += 0 if later else here
+        if about and about.get("solution"):
             number, title, kind, minutes = task.groups()
             row = (about["grade_id"], script.stem, number, title, kind, int(minutes))
             exercises.append(Exercise(*row))
+    short += sum(each.minutes for each in exercises if not each.further)
     title = re.search(r"^# (.+)", text, re.MULTILINE)[1]
-    return Chapter(script.stem, title, reading, aims[1] if aims else "", exercises)
+    return Chapter(script.stem, title, _fives(reading), short, aims[1] if aims else "", exercises)
 
 
-def _minutes_to_read(cells: list) -> float:
+def _minutes_to_read(cell) -> float:
     """Of text and code, but not of answers, nor of what is for teachers."""
-    lines = words = 0
-    for cell in cells:
-        if cell.cell_type == "code":
-            code = map(str.strip, cell.source.splitlines())
-            lines += sum(bool(line) and not line.startswith("#") for line in code)
-        elif not {"solution", "instructor"} & set(cell.metadata.get("tags", [])):
-            words += len(cell.source.split())
-    return words / WORDS + lines / LINES
+    if cell.cell_type == "code":
+        code = map(str.strip, cell.source.splitlines())
+        return sum(bool(line) and not line.startswith("#") for line in code) / LINES
+    if {"solution", "instructor"} & set(cell.metadata.get("tags", [])):
+        return 0.0
+    return len(WORD.findall(cell.source)) / WORDS
 
 
 def teaching(text: str) -> str:
