@@ -16,7 +16,8 @@ HOMES = {
         *("w_from_scale",),
     ),
     "core.losses": (
-        *("balance", "diffusion_loss", "snr", "snr_plus_one", "teacher_loss", "truncated_snr"),
+        *("against_others", "balance", "diffusion_loss", "snr", "snr_plus_one", "teacher_loss"),
+        "truncated_snr",
     ),
     "core.parameterization": ("Prediction", "convert"),
     "core.rules": ("Point", "Rule", "guide"),
@@ -58,7 +59,7 @@ HOMES = {
     "teachers.rescheduled": ("rescheduled",),
     "teachers.stable_diffusion": ("base_denoiser", "open_pipeline", "v_schedule"),
     "teachers.unet": ("build_text_unet", "build_unet"),
-    "teachers.w_input": ("add_w_conditioning",),
+    "teachers.w_input": ("add_negative", "add_w_conditioning"),
     "training.loop": ("train",),
     "training.optim": ("Optim",),
     "training.progressive": ("distill_progressively",),

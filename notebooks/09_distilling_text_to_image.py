@@ -65,7 +65,7 @@ import diffusers
 import torch
 
 import cfgdistill as cd
-from cfgdistill.course import checks, colab, stages, widgets
+from cfgdistill.course import checks, colab, pretrained, stages, widgets
 from cfgdistill.export.stock import export
 from cfgdistill.judge import plotting
 from cfgdistill.training import checkpoints, environment
@@ -205,31 +205,43 @@ widgets.explore(
 # ## 3. Measuring
 #
 # **How much is lost?** Prompts from the captions, the same noise for every model. The distance is to the teacher's own
-# picture with 100 evaluations, root mean square over pixels in $[-1, 1]$.
+# picture with 100 evaluations, root mean square over pixels in $[-1, 1]$. Ten minutes of work, so the rows come with the package; with `retrain = True` they are measured here.
 
 # %%
 judge = stages.make_judge(recipe, data, out)
 spent = stages.training_minutes(recipe, out)  # with the judge's own
 weights = (0.0, 1.0, 2.0)
-conds, labels = data.prompts(recipe.samples)
-# The teacher's own pictures, to which all others are compared. They are kept, so a few are drawn
-# again to see how long it takes.
-truth = stages.teachers_own(teacher, data, recipe, out, steps=50, weights=weights)
-how = dict(shape=data.shape, labels=conds[:16], steps=50, seed=seed, decode=data.decode)
-started = time.perf_counter()
-cd.generate(teacher, w=1.0, **how)
-ms = round(1000 * (time.perf_counter() - started) / len(how["labels"]), 3)
-about = dict(model="teacher", sampler="ddim", steps=50, nfe=100, ms_per_image=ms)
-rows = [{**about, "w": w, **judge(truth[w], labels), "distance_to_teacher": 0.0} for w in weights]
-common = dict(judge=judge, data=data, recipe=recipe, out=out, weights=weights, truth=truth)
-rows += stages.evaluate_rows(teacher, model="teacher", steps=(16, 8, 4, 2, 1), **common)
-rows += stages.evaluate_rows(stage_one, model="stage_one", steps=(16,), **common)
-for steps in shown:
-    rows += stages.evaluate_rows(students[steps], model="student", steps=(steps,), **common)
 
+
+def make():
+    conds, labels = data.prompts(recipe.samples)
+    # The teacher's own pictures, to which all others are compared. They are kept, so a few are
+    # drawn again to see how long it takes.
+    truth = stages.teachers_own(teacher, data, recipe, out, steps=50, weights=weights)
+    how = dict(shape=data.shape, labels=conds[:16], steps=50, seed=seed, decode=data.decode)
+    started = time.perf_counter()
+    cd.generate(teacher, w=1.0, **how)
+    ms = round(1000 * (time.perf_counter() - started) / len(how["labels"]), 3)
+    own = dict(model="teacher", sampler="ddim", steps=50, nfe=100, ms_per_image=ms)
+    own["distance_to_teacher"] = 0.0
+    rows = [{**own, "w": w, **judge(truth[w], labels)} for w in weights]
+    models = [("teacher", teacher, (16, 8, 4, 2, 1)), ("stage_one", stage_one, (16,))]
+    models += [("student", students[n], (n,)) for n in shown]
+    for name, model, steps in models:
+        how = dict(model=name, steps=steps, weights=weights, truth=truth)
+        rows += stages.evaluate_rows(model, judge, data, recipe, out, **how)
+    return [row | {"n_samples": recipe.samples} for row in rows]
+
+
+rows = [] if retrain else pretrained.results(captions)
+print("These rows come with the package." if rows else "These rows are made here.")
+rows = rows or make()
+
+# %%
+n = rows[0]["n_samples"]
 images = data.images
 ceiling = judge(images.all()[0], images.labels)["retrieval_score"]
-minutes = sum(spent.values()) + sum(row["ms_per_image"] for row in rows) * recipe.samples / 60_000
+minutes = sum(spent.values()) + sum(row["ms_per_image"] for row in rows) * n / 60_000
 meta = {
     "dataset": captions,
     "profile": profile,
@@ -237,13 +249,13 @@ meta = {
     "git_commit": checkpoints.provenance()["git_commit"],
     "feature_net": judge.name,
     "reference": judge.reference,
-    "n_samples": recipe.samples,
+    "n_samples": n,
     "minutes": round(minutes, 2),  # of training all stages and of sampling for this table
     "training_minutes": spent,
     "real_retrieval_score": round(ceiling, 4),  # of the training images themselves
 }
 checkpoints.write_json(f"{out}/results.json", {"meta": meta, "rows": rows})
-print(f"{meta['n_samples']} samples, {judge.name}, reference {judge.reference}, seed {seed}")
+print(f"{n} samples, {judge.name}, reference {judge.reference}, seed {seed}")
 print(f"retrieval score of the real images: {ceiling:.1%}")
 print("model      steps  NFE | distance to teacher at w = 0, 1, 2 | retrieval           | ms/image")
 for k in range(0, len(rows), len(weights)):
@@ -271,7 +283,7 @@ for axis, value in zip(axes, ("distance_to_teacher", "retrieval_score"), strict=
         nfe, values = [row["nfe"] for row in own], [row[value] for row in own]
         error = None  # of a share, the standard error; the distance is that of single pictures
         if value == "retrieval_score":
-            error = [(share * (1 - share) / recipe.samples) ** 0.5 for share in values]
+            error = [(share * (1 - share) / n) ** 0.5 for share in values]
         axis.errorbar(nfe, values, error, marker=marker, color=color, capsize=2, label=label)
     title = f"{value.replace('_', ' ')}, w = 1"
     axis.set(xscale="log", xlabel="network evaluations (NFE)", title=title)
@@ -420,7 +432,7 @@ for steps in shown:
         "data": f"{len(images)} captioned Noto emoji, hash {images.hash[:16]}",
         "training": f"{sum(spent.values()):.0f} minutes for autoencoder, judge and all stages on this machine",
         "results": [{key: row[key] for key in keys} for row in own],
-        "measured with": f"{judge.name}, {recipe.samples} samples, seed {seed}",
+        "measured with": f"{judge.name}, {n} samples, seed {seed}",
     }
     folder = f"{out}/students/steps-{steps}"
     export(students[steps], folder, vae=data.vae, text=text, about=about)

@@ -242,6 +242,19 @@ def test_samples_as_tensors_are_those_of_the_model_for_these_labels_w_and_noise(
     assert torch.equal(tensors["images"], x.clamp(-1, 1))
 
 
+def test_what_images_shall_not_be_is_a_class_by_its_name_or_number(run, tmp_path):
+    file = tmp_path / "four.safetensors"
+    given = ("digits/stage-two/steps-4", "--n 2 --classes 4 --w 2 --negative 9 --to", file)
+    code, said, _ = run("sample", *given)
+    assert (code, said["nfe"]) == (0, 8)  # two evaluations a step
+    known = sample(load("digits/stage-two/steps-4"), [4, 4], 2.0, negative=9)
+    assert torch.equal(read_tensors(file)[0]["images"], known)
+    code, _, said = run("sample", "digits/stage-two/steps-2", "--n 2 --negative 9")
+    assert code == 1 and "train one that takes the negative condition as an input" in said
+    code, _, said = run("sample", "digits/stage-two/steps-4", "--n 2 --negative nine")
+    assert code == 1 and "There is no class 'nine'" in said
+
+
 def test_several_strengths_are_said_with_commas_and_reach_the_network(run, tmp_path):
     student = add_w_conditioning(load("digits/teacher"), ((0.0, 2.0), (0.0, 1.0))).for_steps(2)
     for p in student.net.unet.time_embedding.cond_proj.parameters():  # 0 until it is trained

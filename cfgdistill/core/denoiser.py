@@ -87,6 +87,11 @@ class Denoiser(nn.Module):
     def takes_s(self) -> bool:
         return getattr(self.net, "takes_s", False)
 
+    @property
+    def takes_negative(self) -> bool:
+        """Whether its conditions may be pairs of one and what it is guided away from."""
+        return bool(getattr(self.net, "negative", 0))
+
     def forward(
         self,
         z: Example,

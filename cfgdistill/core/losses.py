@@ -92,6 +92,21 @@ def beside(teacher, x: Example):
     return teacher
 
 
+def against_others(loss: Loss, others: Tensor, null: int | Tensor) -> Loss:
+    """A loss under pairs of conditions [b, 2, ...], for a student with negatives as an input.
+
+    others: conditions [n, ...], one of which, at random, is the second of a pair; half the time it
+    is null. The teacher is guided by the rule `negative_prompt`, or is such a student itself.
+    """
+
+    def paired(student, x, cond, draw):
+        other = others.to(cond.device)[draw.integers(len(others))]
+        other = drop_condition(other, null, 0.5, draw.uniform())
+        return loss(student, x, torch.stack([cond, other], 1), draw)
+
+    return paired
+
+
 def teacher_loss(
     null: int | Tensor, drop: float, weighting: Weighting = snr_plus_one, t_power: float = 1.0
 ) -> Loss:

@@ -14,7 +14,14 @@ import torch
 
 from cfgdistill.course.recipes import Recipe, as_recipe, get_recipe
 from cfgdistill.judge.metrics import Judge
-from cfgdistill.teachers.shipped import checked, copy_pretrained, manifest, names, shipped_card
+from cfgdistill.teachers.shipped import (
+    ROOT,
+    checked,
+    copy_pretrained,
+    manifest,
+    names,
+    shipped_card,
+)
 from cfgdistill.training.checkpoints import provenance, read_card, sha256, write_json, write_text
 
 CHANGEABLE = ("samples", "save_every")  # entries of a recipe that its models do not depend on
@@ -71,6 +78,15 @@ def _place(name: str, target: Path) -> None:
 def _is_copy(target: Path, name: str) -> bool:
     weights = target / "model.safetensors"
     return weights.exists() and sha256(weights) == shipped_card(name)["sha256"]
+
+
+def results(dataset: str) -> list[dict]:
+    """The rows of results.json, which come with the package: of all shipped models of a data set.
+
+    None for a data set of which nothing is shipped. `make results` measures them again.
+    """
+    rows = json.loads((ROOT / "results.json").read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["dataset"] == dataset]
 
 
 def measured(

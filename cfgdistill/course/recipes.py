@@ -59,6 +59,7 @@ class Recipe:
     prediction_type: str = "v"  # what the networks say: "v", "eps" or "x"
     weighting: str = "snr_plus_one"  # omega of both stages: see distillation.WEIGHTINGS
     pretrained: bool = True  # whether every student starts with its teacher's weights
+    negatives: bool = False  # whether students take a negative condition as an input
     save_every: int | None = None  # updates between two checkpoints; None: minutes
     seed: int = 0
     # Only for images of one's own: see `recipe_like`. For them, and for "sd":
@@ -93,6 +94,11 @@ class Recipe:
             raise ValueError(
                 f"w_min={self.w_min:g} is above w_max={self.w_max:g}: students learn the guidance "
                 "weights from w_min to w_max."
+            )
+        if self.track == "sd" and self.negatives:
+            raise ValueError(
+                "negatives=True does not fit: students of Stable Diffusion take no negative prompt "
+                "as an input; guide them away from one in two evaluations, sample(negative=...)."
             )
         if (self.autoencoder > 0) != (self.track == "emoji"):
             raise ValueError(
@@ -215,6 +221,7 @@ SPECIAL = (
     *("patch", "scale_shift", "late_rate", "batch_distill", "attention", "dropout", "warm_up"),
     *(
         "open_captions",
+        "negatives",
         "base",
         "like",
         "image",

@@ -24,12 +24,14 @@ from cfgdistill.core.losses import (
     WEIGHTINGS,
     Loss,
     Weighting,
+    against_others,
     snr,
     snr_plus_one,
     teacher_loss,
     truncated_snr,
 )
 from cfgdistill.core.names import one_of
+from cfgdistill.core.rules import negative_prompt
 from cfgdistill.core.samplers import ddim
 from cfgdistill.core.stage_one import stage_one_loss
 from cfgdistill.core.stage_two import stage_two_loss
@@ -52,7 +54,7 @@ from cfgdistill.judge.metrics import (
     sampler_name,
 )
 from cfgdistill.teachers.unet import build_text_unet, build_unet
-from cfgdistill.teachers.w_input import add_w_conditioning
+from cfgdistill.teachers.w_input import add_negative, add_w_conditioning
 from cfgdistill.training.checkpoints import alone, fingerprint, provenance, read_card, write_json
 from cfgdistill.training.loop import train
 from cfgdistill.training.optim import Optim
@@ -69,7 +71,10 @@ def home(recipe: Recipe, out: str | Path) -> Path:
 
 # What a stage depends on beyond its row of the table of recipes.
 TEACHER = ("prediction_type", "t_power", "lora")
-STAGE_ONE = (*TEACHER, "w_min", "w_max", "w_power", "balanced", "weighting", "pretrained")
+STAGE_ONE = (
+    *(*TEACHER, "w_min", "w_max", "w_power", "balanced", "weighting", "pretrained"),
+    "negatives",
+)
 TWO_STUDENTS = (*TEACHER, "weighting", "pretrained")
 # The weighting of the teacher's loss, under which an error of its network counts everywhere, but
 # never infinitely: for eps and v it is the plain squared error of what the network says.
@@ -81,11 +86,13 @@ def stage_folder(recipe: Recipe, out: str | Path, stage: str, depends: tuple[str
     """out/<recipe>/<stage>, with what was changed against the recipe's row of the table.
 
     So a comparison such as get_recipe("digits", "laptop", weighting="snr") has folders of its own,
-    stage-one-weighting=snr and so on, and shares the others.
+    stage-one-weighting=snr and so on, and shares the others. What is only said, such as
+    negatives=True, is in their names as a word.
     """
     row = get_recipe(recipe.track, recipe.profile)
     changed = {key: getattr(recipe, key) for key in depends}
-    names = [f"-{key}={value}" for key, value in changed.items() if value != getattr(row, key)]
+    changed = {key: value for key, value in changed.items() if value != getattr(row, key)}
+    names = [f"-{key}" if value is True else f"-{key}={value}" for key, value in changed.items()]
     return home(recipe, out) / "".join([stage, *names])
 
 
@@ -236,13 +243,19 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     student = add_w_conditioning(start, w_range)
     if not recipe.pretrained:
         reset(student.net, recipe.seed)
+    if recipe.negatives:
+        add_negative(student, data.null)
     loss = stage_one_loss(
-        GuidedDenoiser(share_out(teacher), data.null),
+        GuidedDenoiser(
+            share_out(teacher), data.null, negative_prompt if recipe.negatives else None
+        ),
         w_range,
         w_power=recipe.w_power,
         balanced=recipe.balanced,
         weighting=_weighting(recipe),
     )
+    if recipe.negatives:
+        loss = against_others(loss, data.labels, data.null)
     how = {"ema": recipe.ema, "faster": {"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate}}
     optim = _optim(recipe, recipe.stage_one, recipe.student_batch, recipe.rate_one, **how)
     about = {**_taught(recipe, data, known), "w_range": w_range}
@@ -300,6 +313,11 @@ def _halvings(
     **how,
 ) -> Iterator[Denoiser]:
     """Stage two as the recipe has it, from the teacher of which `taught_by` is said."""
+
+    def loss(*taught, **sampled) -> Loss:
+        one = stage_two_loss(*taught, **sampled, **how, weighting=_weighting(recipe))
+        return against_others(one, data.labels, data.null) if teacher.takes_negative else one
+
     return distill_progressively(
         teacher,
         data,
@@ -307,7 +325,7 @@ def _halvings(
         _run(recipe, "stage-two", folder, _taught(recipe, data, taught_by)),
         start=recipe.start,
         sampler=sampler,
-        loss=functools.partial(stage_two_loss, weighting=_weighting(recipe), **how),
+        loss=loss,
         late_rate=recipe.late_rate,
         pretrained=recipe.pretrained,
     )

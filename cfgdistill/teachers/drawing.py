@@ -10,6 +10,7 @@ import cfgdistill.core.samplers as samplers
 from cfgdistill.core.denoiser import Denoiser, ranges
 from cfgdistill.core.guidance import GuidedDenoiser
 from cfgdistill.core.names import one_of
+from cfgdistill.core.rules import spread
 from cfgdistill.core.samplers import last
 from cfgdistill.core.schedules import Weights
 from cfgdistill.training.environment import flag
@@ -44,9 +45,10 @@ def sample(
                nearest that the model has learnt
     seed:      image i depends on the seed and on i alone
     steps:     None: those that a student was distilled for, else 64
-    negative:  what the images shall not be: a label, a class name or a prompt. They are guided away
-               from it in the place of the null: (1 + w) S(c, 0) - w S(n, 0), two evaluations a
-               step: see `GuidedDenoiser`, which refuses it with 2 steps or 1
+    negative:  what the images shall not be: a label, a class name or a prompt. A student that was
+               trained for it is told; others are guided away from it in the place of the null:
+               (1 + w) S(c, 0) - w S(n, 0), two evaluations a step: see `GuidedDenoiser`, which
+               refuses it with 2 steps or 1
     sampler:   "ddim", "stochastic" or "ancestral"; None: the model's own, or "ddim"
 
     ValueError, with one sentence, for what the model does not know, before any work.
@@ -69,8 +71,11 @@ def sample(
     if w is None:
         usual = tuple(min(max(1.0, low), high) for low, high in ranges(net.w_range or (1.0, 1.0)))
         w = usual if len(usual) > 1 else usual[0]
-    if negative is not None:
-        model = GuidedDenoiser(net, meaning.conditions([negative])[0])
+    other = None if negative is None else meaning.conditions([negative])[0]
+    if other is not None and net.takes_negative:
+        conds = torch.stack([conds, spread(other, conds)], 1)
+    elif other is not None:
+        model = GuidedDenoiser(net, other)
     elif isinstance(model, Denoiser) and net.w_range is None:
         model = GuidedDenoiser(net, meaning.null)
     model.check(steps, conds, w, walk.__name__)

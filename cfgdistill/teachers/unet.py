@@ -32,15 +32,23 @@ class _UNet(nn.Module):
     timesteps: how many of diffusers' time steps t = 0 .. 1 spans; 1000 for Stable Diffusion's own
     """
 
-    def __init__(self, unet, timesteps: int = TIMESTEPS):
+    def __init__(self, unet, timesteps: int = TIMESTEPS, negative: int = 0):
         super().__init__()
         self.unet, self.timesteps = unet, timesteps
+        self.register_buffer("nothing", torch.zeros(negative) if negative else None)
+
+    @property
+    def negative(self) -> int:
+        """Features of a second, negative condition; 0: it takes none. See `add_negative`."""
+        return 0 if self.nothing is None else len(self.nothing)
 
     @property
     def config(self) -> dict:
         config = options(self.unet)
         if self.timesteps != TIMESTEPS:  # said where it differs, so that older cards still hold
             config["timesteps"] = self.timesteps
+        if self.negative:
+            config["negative"] = self.negative
         return {"net": type(self).__name__, **config}
 
     @property
@@ -59,17 +67,61 @@ class _UNet(nn.Module):
         embedding.cond_proj = w_projection(strengths, embedding.linear_1.in_features)
         self.unet.register_to_config(time_cond_proj_dim=embedding.cond_proj.in_features)
 
+    def add_negative(self, null: Tensor) -> None:
+        """Features of a negative condition enter beside those of w: 0 at first, as they are.
+
+        null: the condition [...] that is no condition, and stands beside those that come alone
+        """
+        known = self.unet.time_embedding.cond_proj
+        with torch.no_grad():
+            self.nothing = self.features(null[None])[0]
+            wide = nn.Linear(known.in_features + self.negative, known.out_features, bias=False)
+            nn.init.zeros_(wide.weight)
+            wide.weight[:, : known.in_features] = known.weight
+        self.unet.time_embedding.cond_proj = wide.to(known.weight)
+        self.unet.register_to_config(time_cond_proj_dim=wide.in_features)
+
+    def features(self, cond: Tensor) -> Tensor:
+        """What a negative condition [b, ...] is to the network, [b, k]."""
+        raise NotImplementedError
+
     def stock(self):
-        """The U-Net as stock diffusers knows it."""
+        """The U-Net as stock diffusers knows it; ValueError where that does not know all of it."""
+        if self.negative:
+            raise ValueError(
+                "This student takes a negative condition as an input, which diffusers' pipelines "
+                "do not know: sample it with cfgdistill, or export the student without one."
+            )
         return self.unet
 
-    def _ask(self, z: Example, t: PerExample, w: Strengths | None, **condition) -> Example:
+    def _apart(self, cond: Tensor | None, alone: int) -> tuple[Tensor | None, Tensor | None]:
+        """Conditions of `alone` dimensions, of pairs [b, 2, ...] the first, and features of the
+        second."""
+        if cond is None:  # diffusers says what is missing
+            return None, None
+        if self.negative and cond.ndim == alone:
+            return cond, self.nothing.expand(len(cond), -1)
+        if self.negative and cond.ndim == alone + 1 and cond.shape[1] == 2:
+            cond, other = cond.unbind(1)
+            return cond, self.features(other)
+        if cond.ndim != alone:
+            pair = "one, or a pair [b, 2, ...] of one and its negative" if self.negative else "one"
+            raise ValueError(f"Conditions are {list(cond.shape)}: pass {pair} for each example.")
+        return cond, None
+
+    def _ask(
+        self, z: Example, t: PerExample, w: Strengths | None, other: Tensor | None, **condition
+    ) -> Example:
         if z.shape[1:] != self.shape:
             raise ValueError(
                 f"z is {list(z.shape)}, but this U-Net takes "
                 f"[batch, {', '.join(map(str, self.shape))}]."
             )
-        condition["timestep_cond"] = w_features(w, z, self.unet.config.time_cond_proj_dim)
+        features = (self.unet.config.time_cond_proj_dim or 0) - self.negative
+        said = w_features(w, z, features)
+        condition["timestep_cond"] = (
+            said if other is None else torch.cat([said, other.to(z.dtype)], 1)
+        )
         # Entry k of a diffusers schedule is t = (k + 1) / T.
         k = self.timesteps * t - 1
         return self._call(z, k, **condition)
@@ -86,8 +138,8 @@ class ClassUNet(_UNet):
     under which noise stays noise; with patch = 2 the most expensive quarter of a U-Net is saved.
     """
 
-    def __init__(self, unet, timesteps: int = TIMESTEPS, patch: int = 1):
-        super().__init__(unet, timesteps)
+    def __init__(self, unet, timesteps: int = TIMESTEPS, patch: int = 1, negative: int = 0):
+        super().__init__(unet, timesteps, negative)
         self.patch = patch
 
     @property
@@ -100,12 +152,20 @@ class ClassUNet(_UNet):
         return (channels // self.patch**2, height * self.patch, width * self.patch)
 
     @classmethod
-    def from_config(cls, timesteps: int = TIMESTEPS, patch: int = 1, **config) -> "ClassUNet":
-        return cls(_unet_of(config), timesteps, patch)
+    def from_config(
+        cls, timesteps: int = TIMESTEPS, patch: int = 1, negative: int = 0, **config
+    ) -> "ClassUNet":
+        return cls(_unet_of(config), timesteps, patch, negative)
+
+    def features(self, cond: Tensor) -> Tensor:
+        """One number for each label [b], and for the null label."""
+        return nn.functional.one_hot(cond, self.unet.config.num_class_embeds).float()
 
     def forward(self, z: Example, t: PerExample, cond: Tensor, w: Strengths | None) -> Example:
-        """z [b, c, h, h], t [b], labels cond [b], w [b] (None for a network without a w input)."""
-        return self._ask(z, t, w, encoder_hidden_states=None, class_labels=cond)
+        """z [b, c, h, h], t [b], labels cond [b], or [b, 2] with negative ones, w [b] (None for a
+        network without a w input)."""
+        cond, other = self._apart(cond, 1)
+        return self._ask(z, t, w, other, encoder_hidden_states=None, class_labels=cond)
 
     def _call(self, z: Example, *given, **condition) -> Example:
         said = super()._call(nn.functional.pixel_unshuffle(z, self.patch), *given, **condition)
@@ -119,8 +179,8 @@ class TextUNet(_UNet):
     text: a CLIP text model that is trained with it; None where captions come as embeddings only.
     """
 
-    def __init__(self, unet, text=None, timesteps: int = TIMESTEPS):
-        super().__init__(unet, timesteps)
+    def __init__(self, unet, text=None, timesteps: int = TIMESTEPS, negative: int = 0):
+        super().__init__(unet, timesteps, negative)
         self.text = text
 
     @property
@@ -128,8 +188,10 @@ class TextUNet(_UNet):
         return {**super().config, "text": None if self.text is None else text_config(self.text)}
 
     @classmethod
-    def from_config(cls, text=None, timesteps: int = TIMESTEPS, **config) -> "TextUNet":
-        return cls(_unet_of(config), build_text_model(text), timesteps)
+    def from_config(
+        cls, text=None, timesteps: int = TIMESTEPS, negative: int = 0, **config
+    ) -> "TextUNet":
+        return cls(_unet_of(config), build_text_model(text), timesteps, negative)
 
     def trains(self, name: str) -> bool:
         return not name.startswith("text.")  # the students' text model is the teacher's, and stays
@@ -137,21 +199,30 @@ class TextUNet(_UNet):
     def forward(
         self, z: Example, t: PerExample, cond: Tensor | None, w: Strengths | None
     ) -> Example:
-        """z [b, c, h, h], t [b], cond: tokens [b, n] or embeddings [b, n, d], w [b] or None."""
+        """z [b, c, h, h], t [b], cond: tokens [b, n] or embeddings [b, n, d], or pairs of them with
+        negative ones, [b, 2, ...]; w [b] or None."""
         if cond is None:
             raise ValueError(
                 "This network needs captions: pass cond, as tokens [b, n] or embeddings [b, n, d]; "
                 "those of an empty caption are no condition."
             )
-        if not cond.is_floating_point():
-            if self.text is None:
-                raise ValueError(
-                    "This network has no text encoder: pass captions as embeddings [b, n, d], not "
-                    "as tokens."
-                )
-            cond = self.text(cond).last_hidden_state
+        cond, other = self._apart(cond, 3 if cond.is_floating_point() else 2)
         # Embeddings may be stored in half precision.
-        return self._ask(z, t, w, encoder_hidden_states=cond.to(z.dtype))
+        return self._ask(z, t, w, other, encoder_hidden_states=self._embedded(cond).to(z.dtype))
+
+    def features(self, cond: Tensor) -> Tensor:
+        """The mean of a caption's embeddings."""
+        return self._embedded(cond).float().mean(1)
+
+    def _embedded(self, cond: Tensor) -> Tensor:
+        if cond.is_floating_point():
+            return cond
+        if self.text is None:
+            raise ValueError(
+                "This network has no text encoder: pass captions as embeddings [b, n, d], not "
+                "as tokens."
+            )
+        return self.text(cond).last_hidden_state
 
 
 # As in diffusers' script for LCM-LoRA. Not attention alone, which decides where words are looked
@@ -216,6 +287,12 @@ class LoraUNet(TextUNet):
 
     def trains(self, name: str) -> bool:
         return _trained(name)
+
+    def add_negative(self, null: Tensor) -> None:
+        raise ValueError(
+            "Low-rank changes come without an input for a negative condition: train all weights, "
+            "or guide away from it in two evaluations, sample(..., negative=...)."
+        )
 
     def stock(self):
         """A copy in float32 with the changes added to the weights."""

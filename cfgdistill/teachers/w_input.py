@@ -14,9 +14,10 @@ All are zero at first, so a student starts as exactly the conditional teacher, f
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from cfgdistill.core.denoiser import Denoiser, ranges, unfreeze
+from cfgdistill.core.denoiser import Condition, Denoiser, ranges, unfreeze
 from cfgdistill.core.guidance import embed_w
 from cfgdistill.core.schedules import Example, Strengths
 
@@ -40,6 +41,27 @@ def add_w_conditioning(teacher: Denoiser, w_range: Sequence) -> Denoiser:
     student = teacher.copy(net)
     student.w_range, student.steps, student.sampler, student.nfe = w_range, None, None, 0
     return student.to(next(teacher.parameters()).device).eval()
+
+
+def add_negative(student: Denoiser, null: Condition | int) -> Denoiser:
+    """The student itself, whose network now also takes what it is guided away from.
+
+    Its conditions are then pairs [b, 2, ...] of what is wanted and what is not, and it is trained
+    by the rule `negative_prompt` (see `against_others`); a condition alone has `null` beside it. So
+    far the second one changes nothing. ValueError where the network does not say how it takes one.
+    """
+    if not hasattr(student.net, "add_negative"):
+        raise ValueError(
+            f"A {type(student.net).__name__} does not say how it takes a negative condition: give "
+            "it a method add_negative(null), which makes an input for it that is 0 at first."
+        )
+    if student.w_range is None:
+        raise ValueError(
+            "A negative condition stands beside a weight: give the network an input for w first, "
+            "with add_w_conditioning."
+        )
+    student.net.add_negative(torch.as_tensor(null, device=student.device))
+    return student
 
 
 def w_projection(strengths: int, width: int) -> nn.Linear:
