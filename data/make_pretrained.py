@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent / "pretrained"
 MOST_FILE, MOST = 16_000_000, 100_000_000  # bytes; of all, compressed: PyPI takes wheels up to that
 WORTH = 0.9  # a difference is stored if it is smaller than this part of the whole, compressed
 ORDER = ("autoencoder", "classifier", "teacher", "eps-base", "stage-one", *stages.FOLDERS.values())
+ORDER += ("stage-one-negatives", "stage-two-negatives")
 
 
 def main(run: Path, only: list[str]) -> None:

@@ -434,6 +434,23 @@ def test_another_call_ends_what_an_earlier_one_has_started(there, monkeypatch, c
 SCRIPTS = [jupytext.read(file) for file in course.select(course.ROOT / "notebooks", [])]
 
 
+def test_libraries_draw_no_bars_of_their_own_where_it_is_quiet():
+    import diffusers
+    import transformers
+
+    before = [each.utils.logging.get_verbosity() for each in (diffusers, transformers)]
+    colab.quiet()
+    try:
+        for library in (diffusers, transformers):
+            logging = library.utils.logging
+            assert not logging.is_progress_bar_enabled()
+            assert logging.get_verbosity() == logging.ERROR
+    finally:
+        for library, level in zip((diffusers, transformers), before, strict=True):
+            library.utils.logging.set_verbosity(level)
+            library.utils.logging.enable_progress_bar()
+
+
 def test_every_badge_opens_its_own_notebook_on_the_main_branch():
     project = tomllib.loads((course.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     repository = project["urls"]["Repository"].removeprefix("https://github.com/")

@@ -9,6 +9,7 @@ import torch
 from helpers import script, unet_of
 
 from cfgdistill import GuidedDenoiser, get_recipe
+from cfgdistill.course import pretrained
 from cfgdistill.data.named import load_data
 from cfgdistill.judge.metrics import Classifier, Judge, evaluate
 
@@ -120,6 +121,12 @@ def test_the_readme_and_the_page_of_all_numbers_show_those_of_results_json():
     assert "<!-- results -->" in readme and MADE.with_table(readme, results) == readme
     page = MADE.RESULTS.with_suffix(".md").with_stem("RESULTS").read_text()
     assert page == MADE.everything(results)
+
+
+def test_a_notebook_finds_the_rows_of_a_data_set_and_none_of_one_that_is_not_shipped():
+    kept = json.loads(MADE.RESULTS.read_text())["rows"]
+    assert pretrained.results("emoji") == [row for row in kept if row["dataset"] == "emoji"] != []
+    assert pretrained.results("pets") == []
 
 
 def test_several_judges_of_the_same_samples_say_what_each_says_alone():
