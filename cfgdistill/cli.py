@@ -240,8 +240,8 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--negative",
         type=_text,
-        help="what the images shall not be: a class or a prompt; at twice the evaluations, from 4 "
-        "steps on, but of a student that was trained for it (the recipe entry negatives)",
+        help="what the images shall not be: a class or a prompt; at twice the evaluations, and "
+        "from 4 steps on only, unless the student was trained for it (the recipe entry negatives)",
     )
     sample.add_argument("--to", default="samples.png", help="FILE.png or FILE.safetensors")
 

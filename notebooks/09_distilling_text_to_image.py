@@ -205,7 +205,7 @@ widgets.explore(
 # ## 3. Measuring
 #
 # **How much is lost?** Prompts from the captions, the same noise for every model. The distance is to the teacher's own
-# picture with 100 evaluations, root mean square over pixels in $[-1, 1]$. Ten minutes of work, so the rows come with the package; with `retrain = True` they are measured here.
+# picture with 100 evaluations, root mean square over pixels in $[-1, 1]$. It takes minutes, so the rows come with the package; with `retrain = True` they are measured here.
 
 # %%
 judge = stages.make_judge(recipe, data, out)
@@ -233,7 +233,7 @@ def make():
     return [row | {"n_samples": recipe.samples} for row in rows]
 
 
-rows = [] if retrain else pretrained.results(captions)
+rows = [] if retrain else pretrained.results(recipe, out)
 print("These rows come with the package." if rows else "These rows are made here.")
 rows = rows or make()
 

@@ -42,7 +42,7 @@
 # Allow about 25 minutes to read it, and 20 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
-# after it; or make an edition with blanks, `make editions NAMES=11`. They take 22 minutes, and none of them needs a GPU.
+# after it; or make an edition with blanks, `make editions NAMES=11`. None of them needs a GPU.
 
 # %%
 import importlib.util

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,10 +124,15 @@ def test_the_readme_and_the_page_of_all_numbers_show_those_of_results_json():
     assert page == MADE.everything(results)
 
 
-def test_a_notebook_finds_the_rows_of_a_data_set_and_none_of_one_that_is_not_shipped():
+def test_a_notebook_finds_the_rows_of_the_shipped_models_and_none_for_others(tmp_path):
     kept = json.loads(MADE.RESULTS.read_text())["rows"]
-    assert pretrained.results("emoji") == [row for row in kept if row["dataset"] == "emoji"] != []
-    assert pretrained.results("pets") == []
+    recipe = pretrained.use_pretrained(get_recipe("digits", "laptop"), tmp_path)
+    rows = [row for row in kept if row["dataset"] == "digits"]
+    assert pretrained.results(recipe, tmp_path) == rows != []
+    assert pretrained.results(replace(recipe, seed=1), tmp_path) == []
+    weights = tmp_path / recipe.name / "stage-one" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])  # a run of one's own
+    assert pretrained.results(recipe, tmp_path) == []
 
 
 def test_several_judges_of_the_same_samples_say_what_each_says_alone():

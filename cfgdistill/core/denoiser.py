@@ -33,7 +33,8 @@ class Denoiser(nn.Module):
     `meaning` says what its conditions and its samples mean, where that is known: class names or
     prompts, and a decoder (see `data.meaning`). `nfe` counts network evaluations per example since
     it was last set to 0. A network whose answer depends on where a step ends, as those of shortcut
-    models and MeanFlow, says `takes_s = True` and is called as net(z, t, cond, w, s).
+    models and MeanFlow, says `takes_s = True` and is called as net(z, t, cond, w, s). One that is
+    told what it is guided away from says `negative`, above 0, and takes pairs, cond [b, 2, ...].
     """
 
     def __init__(

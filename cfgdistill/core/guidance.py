@@ -157,8 +157,8 @@ def _can_be_guided(denoiser) -> None:
             f"A student of {denoiser.steps} steps cannot be guided, nor take a negative prompt, by "
             "combining two of its answers, for steps this long are no velocities (its error on "
             "digits would be 1.31 with 1 step and 0.29 with 2, against 0.12 with 4, and 0.43 "
-            "without any negative): take a student of 4 steps or more, or train one that takes the "
-            "negative condition as an input (the recipe entry negatives=True)."
+            "without any negative): take a student of 4 steps or more, or, but for "
+            "Stable Diffusion, train one that takes the negative as an input (negatives=True)."
         )
     known = ranges(denoiser.w_range)
     if len(known) > 1 or not known[0][0] <= 0 <= known[0][1]:

@@ -100,7 +100,8 @@ def against_others(loss: Loss, others: Tensor, null: int | Tensor) -> Loss:
     """
 
     def paired(student, x, cond, draw):
-        other = others.to(cond.device)[draw.integers(len(others))]
+        drawn = draw.integers(len(others)).to(others.device)
+        other = others[drawn].to(cond.device)
         other = drop_condition(other, null, 0.5, draw.uniform())
         return loss(student, x, torch.stack([cond, other], 1), draw)
 

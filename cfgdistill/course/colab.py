@@ -59,7 +59,7 @@ def set_up(*, drive: bool = False, minutes: float | None = None) -> None:
 
 
 def quiet() -> None:
-    """diffusers and transformers say what fails, and draw no bars of their own from now on."""
+    """diffusers and transformers report errors only, and draw no progress bars, from now on."""
     for library in ("diffusers", "transformers"):
         logging = importlib.import_module(f"{library}.utils.logging")
         logging.set_verbosity_error()

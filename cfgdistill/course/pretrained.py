@@ -80,13 +80,18 @@ def _is_copy(target: Path, name: str) -> bool:
     return weights.exists() and sha256(weights) == shipped_card(name)["sha256"]
 
 
-def results(dataset: str) -> list[dict]:
-    """The rows of results.json, which come with the package: of all shipped models of a data set.
+def results(recipe: Recipe, out: str | Path) -> list[dict]:
+    """The rows of results.json for a recipe's models, which come with the package as they do.
 
-    None for a data set of which nothing is shipped. `make results` measures them again.
+    [] where the models under `out` are others than the shipped ones. `make results` measures anew.
     """
+    shipped = [name for name in names() if name.startswith(f"{recipe.dataset}/")]
+    home = Path(out) / recipe.name
+    if not all(_is_copy(home / name.removeprefix(f"{recipe.dataset}/"), name) for name in shipped):
+        return []
     rows = json.loads((ROOT / "results.json").read_text(encoding="utf-8"))["rows"]
-    return [row for row in rows if row["dataset"] == dataset]
+    asked = (recipe.dataset, recipe.seed)
+    return [row for row in rows if (row["dataset"], row["seed"]) == asked]
 
 
 def measured(

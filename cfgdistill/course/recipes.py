@@ -98,7 +98,8 @@ class Recipe:
         if self.track == "sd" and self.negatives:
             raise ValueError(
                 "negatives=True does not fit: students of Stable Diffusion take no negative prompt "
-                "as an input; guide them away from one in two evaluations, sample(negative=...)."
+                "as an input; guide them away from one in two evaluations, with 4 steps or more "
+                "and w_min=0."
             )
         if (self.autoencoder > 0) != (self.track == "emoji"):
             raise ValueError(

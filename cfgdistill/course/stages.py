@@ -86,13 +86,14 @@ def stage_folder(recipe: Recipe, out: str | Path, stage: str, depends: tuple[str
     """out/<recipe>/<stage>, with what was changed against the recipe's row of the table.
 
     So a comparison such as get_recipe("digits", "laptop", weighting="snr") has folders of its own,
-    stage-one-weighting=snr and so on, and shares the others. What is only said, such as
-    negatives=True, is in their names as a word.
+    stage-one-weighting=snr and so on, and shares the others; with negatives=True,
+    stage-one-negatives.
     """
     row = get_recipe(recipe.track, recipe.profile)
     changed = {key: getattr(recipe, key) for key in depends}
     changed = {key: value for key, value in changed.items() if value != getattr(row, key)}
-    names = [f"-{key}" if value is True else f"-{key}={value}" for key, value in changed.items()]
+    said = {"negatives": "-negatives"}
+    names = [said.get(key, f"-{key}={value}") for key, value in changed.items()]
     return home(recipe, out) / "".join([stage, *names])
 
 
@@ -289,7 +290,12 @@ def train_two_students(recipe: Recipe, data: Data, out: str | Path) -> Iterator[
 
     One network with dropped labels is the conditional and the unconditional student, and they are
     guided when sampling, at two evaluations per step. It fails at few steps: see notebook 07.
+    ValueError where they are to take negatives as an input, which is what stage one teaches.
     """
+    if recipe.negatives:
+        raise ValueError(
+            "Without stage one nothing teaches a negative condition: leave negatives=False."
+        )
     teacher = train_teacher(recipe, data, out)
     for student in _halvings(
         teacher,
@@ -313,10 +319,11 @@ def _halvings(
     **how,
 ) -> Iterator[Denoiser]:
     """Stage two as the recipe has it, from the teacher of which `taught_by` is said."""
+    paired = teacher.takes_negative  # not asked later: `loss` must not hold the teacher
 
     def loss(*taught, **sampled) -> Loss:
         one = stage_two_loss(*taught, **sampled, **how, weighting=_weighting(recipe))
-        return against_others(one, data.labels, data.null) if teacher.takes_negative else one
+        return against_others(one, data.labels, data.null) if paired else one
 
     return distill_progressively(
         teacher,

@@ -53,6 +53,11 @@ def check_student(student: Denoiser) -> None:
             "Only a network with an input for w that samples by DDIM can be exported: the student "
             "of stage one, or one of stage two distilled with sampler='ddim'."
         )
+    if student.takes_negative:
+        raise ValueError(
+            "This student takes a negative condition as an input, which no format here has a place "
+            "for: sample it with cfgdistill, or export the student without one."
+        )
 
 
 def check_exported(student: Denoiser) -> None:

@@ -73,7 +73,7 @@ def sample(
         w = usual if len(usual) > 1 else usual[0]
     other = None if negative is None else meaning.conditions([negative])[0]
     if other is not None and net.takes_negative:
-        conds = torch.stack([conds, spread(other, conds)], 1)
+        model, conds = net, torch.stack([conds, spread(other, conds)], 1)
     elif other is not None:
         model = GuidedDenoiser(net, other)
     elif isinstance(model, Denoiser) and net.w_range is None:

@@ -65,10 +65,11 @@ class _UNet(nn.Module):
         """The layer that diffusers makes for `time_cond_proj_dim`, 0 at first."""
         embedding = self.unet.time_embedding
         embedding.cond_proj = w_projection(strengths, embedding.linear_1.in_features)
+        self.nothing = None  # what was beside another input is gone with it
         self.unet.register_to_config(time_cond_proj_dim=embedding.cond_proj.in_features)
 
     def add_negative(self, null: Tensor) -> None:
-        """Features of a negative condition enter beside those of w: 0 at first, as they are.
+        """Features of a negative condition enter beside those of w, with weights of 0 at first.
 
         null: the condition [...] that is no condition, and stands beside those that come alone
         """
@@ -86,19 +87,12 @@ class _UNet(nn.Module):
         raise NotImplementedError
 
     def stock(self):
-        """The U-Net as stock diffusers knows it; ValueError where that does not know all of it."""
-        if self.negative:
-            raise ValueError(
-                "This student takes a negative condition as an input, which diffusers' pipelines "
-                "do not know: sample it with cfgdistill, or export the student without one."
-            )
+        """The U-Net as stock diffusers knows it."""
         return self.unet
 
-    def _apart(self, cond: Tensor | None, alone: int) -> tuple[Tensor | None, Tensor | None]:
+    def _apart(self, cond: Tensor, alone: int) -> tuple[Tensor, Tensor | None]:
         """Conditions of `alone` dimensions, of pairs [b, 2, ...] the first, and features of the
         second."""
-        if cond is None:  # diffusers says what is missing
-            return None, None
         if self.negative and cond.ndim == alone:
             return cond, self.nothing.expand(len(cond), -1)
         if self.negative and cond.ndim == alone + 1 and cond.shape[1] == 2:
@@ -161,9 +155,13 @@ class ClassUNet(_UNet):
         """One number for each label [b], and for the null label."""
         return nn.functional.one_hot(cond, self.unet.config.num_class_embeds).float()
 
-    def forward(self, z: Example, t: PerExample, cond: Tensor, w: Strengths | None) -> Example:
+    def forward(
+        self, z: Example, t: PerExample, cond: Tensor | None, w: Strengths | None
+    ) -> Example:
         """z [b, c, h, h], t [b], labels cond [b], or [b, 2] with negative ones, w [b] (None for a
         network without a w input)."""
+        if cond is None:
+            raise ValueError("This network needs class labels: pass cond, one label for each z.")
         cond, other = self._apart(cond, 1)
         return self._ask(z, t, w, other, encoder_hidden_states=None, class_labels=cond)
 
@@ -206,9 +204,9 @@ class TextUNet(_UNet):
                 "This network needs captions: pass cond, as tokens [b, n] or embeddings [b, n, d]; "
                 "those of an empty caption are no condition."
             )
-        cond, other = self._apart(cond, 3 if cond.is_floating_point() else 2)
+        cond, other = self._apart(self._embedded(cond), 3)
         # Embeddings may be stored in half precision.
-        return self._ask(z, t, w, other, encoder_hidden_states=self._embedded(cond).to(z.dtype))
+        return self._ask(z, t, w, other, encoder_hidden_states=cond.to(z.dtype))
 
     def features(self, cond: Tensor) -> Tensor:
         """The mean of a caption's embeddings."""
@@ -222,7 +220,8 @@ class TextUNet(_UNet):
                 "This network has no text encoder: pass captions as embeddings [b, n, d], not "
                 "as tokens."
             )
-        return self.text(cond).last_hidden_state
+        said = self.text(cond.flatten(0, -2)).last_hidden_state
+        return said.unflatten(0, cond.shape[:-1])
 
 
 # As in diffusers' script for LCM-LoRA. Not attention alone, which decides where words are looked
@@ -291,7 +290,7 @@ class LoraUNet(TextUNet):
     def add_negative(self, null: Tensor) -> None:
         raise ValueError(
             "Low-rank changes come without an input for a negative condition: train all weights, "
-            "or guide away from it in two evaluations, sample(..., negative=...)."
+            "or guide away from it in two evaluations, with 4 steps or more and w_min=0."
         )
 
     def stock(self):

@@ -9,6 +9,7 @@ MLP                   added to the time and the label, as in DiT
 Flow, Experts         as the networks inside them take it
 
 All are zero at first, so a student starts as exactly the conditional teacher, for every w.
+ClassUNet and TextUNet can also be told what they are guided away from: see `add_negative`.
 """
 
 import copy
@@ -50,11 +51,14 @@ def add_negative(student: Denoiser, null: Condition | int) -> Denoiser:
     by the rule `negative_prompt` (see `against_others`); a condition alone has `null` beside it. So
     far the second one changes nothing. ValueError where the network does not say how it takes one.
     """
-    if not hasattr(student.net, "add_negative"):
+    if not (hasattr(student.net, "add_negative") and hasattr(student.net, "negative")):
         raise ValueError(
             f"A {type(student.net).__name__} does not say how it takes a negative condition: give "
-            "it a method add_negative(null), which makes an input for it that is 0 at first."
+            "it a method add_negative(null), which makes an input for it that is 0 at first, and "
+            "an attribute `negative`, which is above 0 from then on."
         )
+    if student.takes_negative:
+        raise ValueError("This student takes a negative condition already: train it as it is.")
     if student.w_range is None:
         raise ValueError(
             "A negative condition stands beside a weight: give the network an input for w first, "
