@@ -734,7 +734,9 @@ told = [row[1] < row[0] / 2 for name, row in away.items() if name != "32 steps"]
 print("being told halves the distance at 4, 2 and 1 steps:", *told)
 
 # %% [markdown]
-# TODO
+# Told as an input, the negative is followed to about what a student gets wrong anyway, down to a single evaluation; and with 4 steps it is nearer than two
+# evaluations are, each of which adds an error of its own. It is no shortcut: stage one took as many updates as before, and without any negative these students are a little
+# farther from the teacher than those that know $w$ alone.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # **Why "true CFG on top" looks burnt.** Some put classifier-free guidance around a student that is *already* asked for a weight, $(1 + u)\,S(c, w) - u\,S(\varnothing, w)$.

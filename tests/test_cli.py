@@ -249,6 +249,8 @@ def test_what_images_shall_not_be_is_a_class_by_its_name_or_number(run, tmp_path
     assert (code, said["nfe"]) == (0, 8)  # two evaluations a step
     known = sample(load("digits/stage-two/steps-4"), [4, 4], 2.0, negative=9)
     assert torch.equal(read_tensors(file)[0]["images"], known)
+    told = ("digits/stage-two-negatives/steps-1", "--n 2 --classes 4 --negative 9 --to", file)
+    assert run("sample", *told)[1]["nfe"] == 1
     code, _, said = run("sample", "digits/stage-two/steps-2", "--n 2 --negative 9")
     assert code == 1 and "train one that takes the negative condition as an input" in said
     code, _, said = run("sample", "digits/stage-two/steps-4", "--n 2 --negative nine")
