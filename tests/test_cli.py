@@ -252,7 +252,7 @@ def test_what_images_shall_not_be_is_a_class_by_its_name_or_number(run, tmp_path
     told = ("digits/stage-two-negatives/steps-1", "--n 2 --classes 4 --negative 9 --to", file)
     assert run("sample", *told)[1]["nfe"] == 1
     code, _, said = run("sample", "digits/stage-two/steps-2", "--n 2 --negative 9")
-    assert code == 1 and "train one that takes the negative condition as an input" in said
+    assert code == 1 and "train one that takes the negative as an input" in said
     code, _, said = run("sample", "digits/stage-two/steps-4", "--n 2 --negative nine")
     assert code == 1 and "There is no class 'nine'" in said
 

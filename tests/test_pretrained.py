@@ -359,7 +359,8 @@ def test_shipped_text_models_are_accepted_whatever_last_bits_the_autoencoder_com
 def test_a_shipped_model_is_of_a_recipe_in_the_table(name):
     recipe = as_recipe(read_card(models.ROOT / name)["recipe"])
     row = get_recipe(recipe.dataset, recipe.profile)
-    assert recipe == replace(row, **{key: getattr(recipe, key) for key in pretrained.CHANGEABLE})
+    same = {key: getattr(recipe, key) for key in pretrained.CHANGEABLE}
+    assert recipe == replace(row, **same, negatives="-negatives" in name)
     assert recipe.dataset == name.split("/")[0]
 
 
