@@ -693,4 +693,12 @@ plotting.show(
 # **Next:** [03 · Stage one: guidance matching](03_stage_one.ipynb) puts the two evaluations into one.
 
 # %%
-stages.print_provenance(recipe, data, "02_guided_teacher")
+facts = checkpoints.provenance(
+    notebook="02_guided_teacher",
+    recipe=recipe.name,
+    seed=seed,
+    data=data.hash[:16],
+    split=data.split,
+)
+for key, value in facts.items():
+    print(f"{key}: {value}")

@@ -712,4 +712,8 @@ print("network evaluations, teacher and student:", two[0]["nfe"], one[0]["nfe"])
 # **Next:** [04 · Stage two: progressive distillation](04_stage_two.ipynb) halves the steps until one is left.
 
 # %%
-stages.print_provenance(recipe, data, "03_stage_one")
+facts = checkpoints.provenance(
+    notebook="03_stage_one", recipe=recipe.name, seed=seed, data=data.hash[:16], split=data.split
+)
+for key, value in facts.items():
+    print(f"{key}: {value}")

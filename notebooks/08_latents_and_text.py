@@ -563,4 +563,12 @@ widgets.explore(
 # **Next:** in [notebook 09](09_distilling_text_to_image.ipynb) the same two stages as before turn this teacher into students that need 4, 2 or 1 evaluations.
 
 # %%
-stages.print_provenance(recipe, images, "08_latents_and_text")
+facts = checkpoints.provenance(
+    notebook="08_latents_and_text",
+    recipe=recipe.name,
+    seed=seed,
+    data=images.hash[:16],
+    split=images.split,
+)
+for key, value in facts.items():
+    print(f"{key}: {value}")

@@ -38,8 +38,7 @@
 # | `smoke` | any CPU | under a minute; the pictures are noise |
 # | `laptop` | two CPU cores | 21 minutes: stage one 8, stage two 7, the table 5 |
 #
-# Allow about 20 minutes to read it, and 15 for the exercises;
-# without what is *further*, 30 in all.
+# Allow about 20 minutes to read it, and 15 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=09`.

@@ -59,6 +59,7 @@ import torch
 import cfgdistill as cd
 from cfgdistill.course import checks, stages, widgets
 from cfgdistill.judge import plotting
+from cfgdistill.training import checkpoints
 from cfgdistill.training.environment import flag
 
 # %% tags=["parameters"]
@@ -541,4 +542,8 @@ plotting.show(
 # **Next:** distillation of a model of 860 million parameters, on a free GPU, in [notebook 11](11_stable_diffusion_on_colab.ipynb).
 
 # %%
-stages.print_provenance(recipe, images, "10_editing")
+facts = checkpoints.provenance(
+    notebook="10_editing", recipe=recipe.name, seed=seed, data=images.hash[:16], split=images.split
+)
+for key, value in facts.items():
+    print(f"{key}: {value}")

@@ -372,9 +372,7 @@ with torch.device("meta"):  # shapes alone, no memory
 every = sum(weight.numel() for weight in network.parameters())
 chosen, changes = tuple(unet.LORA_LAYERS), 0
 for name, layer in network.named_modules():
-    if name.endswith(
-        chosen
-    ):  # A has as many columns as the layer has inputs, B a row for every output
+    if name.endswith(chosen):  # A: a column for every input; B: a row for every output
         changes += 64 * (layer.weight[0].numel() + len(layer.weight))
 print(f"{every:,} weights; {changes:,} numbers in changes of rank 64, {changes / every:.1%}")
 rows = {  # bytes: of all weights where they are frozen; and of each that is trained

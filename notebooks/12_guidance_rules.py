@@ -36,7 +36,7 @@
 # | `laptop` (the default) | two CPU cores | about ten minutes |
 #
 # The students are trained on digits, which takes a minute each. Pictures are CIFAR-10's wherever a finished model can draw them: it comes with the
-# package, and sampling needs no data set. Allow about 25 minutes to read it, and 25 for the exercises.
+# package, and sampling needs no data set. Allow about 30 minutes to read it, and 25 for the exercises.
 #
 # **The exercises check themselves.** Here their solutions are filled in and folded. Write your own in a new cell below, and run the check
 # after it; or make an edition with blanks, `make editions NAMES=12`.
