@@ -703,20 +703,20 @@ except ValueError as error:
 
 # %% slideshow={"slide_type": "fragment"}
 teacher = cd.load("digits/teacher", device=network.device)
-four, nine, how = [4] * 50, 9, dict(w=2.0, seed=seed)
-truth = cd.sample(cd.GuidedDenoiser(teacher, nine), four, steps=32, **how)
+fours, nine, how = [4] * 50, 9, dict(w=2.0, seed=seed)
+truth = cd.sample(cd.GuidedDenoiser(teacher, nine), fours, steps=32, **how)
 lines = {
-    "teacher, no negative": cd.sample(teacher, four, steps=32, **how),
+    "teacher, no negative": cd.sample(teacher, fours, steps=32, **how),
     "teacher, no nine": truth,
 }
 away = {"32 steps": [(lines["teacher, no negative"] - truth).square().mean().sqrt().item()]}
 for n in (4, 2, 1):
     plain = cd.load(f"digits/stage-two/steps-{n}", device=network.device)
     told = cd.load(f"digits/stage-two-negatives/steps-{n}", device=network.device)
-    lines[f"told, {n} NFE"] = cd.sample(told, four, negative=nine, **how)
-    drawn = [cd.sample(plain, four, **how), lines[f"told, {n} NFE"]]
+    lines[f"told, {n} NFE"] = cd.sample(told, fours, negative=nine, **how)
+    drawn = [cd.sample(plain, fours, **how), lines[f"told, {n} NFE"]]
     if n == 4:
-        drawn.append(cd.sample(plain, four, negative=nine, **how))
+        drawn.append(cd.sample(plain, fours, negative=nine, **how))
     away[f"{n} steps"] = [(x - truth).square().mean().sqrt().item() for x in drawn]
 plotting.show(
     plotting.image_rows({name: x[:10] for name, x in lines.items()}),

@@ -220,8 +220,9 @@ class TextUNet(_UNet):
                 "This network has no text encoder: pass captions as embeddings [b, n, d], not "
                 "as tokens."
             )
-        said = self.text(cond.flatten(0, -2)).last_hidden_state
-        return said.unflatten(0, cond.shape[:-1])
+        if cond.ndim == 2:
+            return self.text(cond).last_hidden_state
+        return self.text(cond.flatten(0, 1)).last_hidden_state.unflatten(0, cond.shape[:2])
 
 
 # As in diffusers' script for LCM-LoRA. Not attention alone, which decides where words are looked
