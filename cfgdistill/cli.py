@@ -439,8 +439,8 @@ def _sample(given) -> dict:
 
 
 def _label(word: str) -> str | int:
-    """A class as it was typed: its number, or else its name."""
-    return int(word) if word.removeprefix("-").isdecimal() else word
+    """A class as it was typed: its number, or else its name, which longer numbers are."""
+    return int(word) if word.removeprefix("-").isdecimal() and len(word) < 20 else word
 
 
 def _evaluate(given) -> dict:

@@ -309,6 +309,17 @@ def test_a_card_of_a_model_that_cannot_be_built_is_refused(folder, key, value):
         load(folder)
 
 
+def test_what_a_library_says_of_a_card_is_told_with_the_folder_it_lies_in(tmp_path):
+    unet = unet_of(get_recipe("digits", "smoke"), channels=1, size=8, num_classes=10)
+    save_weights(unet, tmp_path / "unet", {})
+    card = json.loads((tmp_path / "unet" / "card.json").read_text())
+    card.pop("model_sha256")
+    card["model"]["net"]["mid_block_type"] = "none such"  # a ValueError of diffusers
+    (tmp_path / "unet" / "card.json").write_text(json.dumps(card))
+    with refused("unet describes no network that can be built .*none such.*: fetch or train"):
+        load(tmp_path / "unet")
+
+
 DATA = load_data("toy", images=100)
 SETTINGS = dict(name="teacher", updates=4, batch=4, rate=1e-3, seed=0)
 

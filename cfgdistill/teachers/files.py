@@ -118,10 +118,20 @@ def _in_words(folder: Path) -> Iterator[None]:
     """Whatever diffusers, transformers or we ourselves make of a card that makes no sense."""
     try:
         yield
-    except (ValueError, OSError):
+    except OSError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and _is_ours(error):  # and so in a sentence
+            raise
         raise ValueError(_no_card(folder, " ".join(f"{error!s:.80}".split()))) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package raised it, and no library."""
+    at = error.__traceback__
+    while at.tb_next is not None:
+        at = at.tb_next
+    return at.tb_frame.f_globals.get("__name__", "").startswith("cfgdistill.")
 
 
 # What the card says of a denoiser, where it says it.
