@@ -42,7 +42,7 @@ def student_of(teacher, null):
 
 
 def moved(student):
-    """With an input for the negative condition, and for w, that does something."""
+    """With an input for w, and for the negative condition if it has one, that does something."""
     torch.manual_seed(1)
     with torch.no_grad():
         student.net.unet.time_embedding.cond_proj.weight.normal_()
@@ -73,9 +73,7 @@ def test_a_condition_alone_has_null_beside_it_and_another_beside_it_is_another_i
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_kept_with_the_model_and_learns_w_as_before(kind, tmp_path):
     teacher, z, t, wanted, unwanted, null = some(kind)
-    plain = cd.add_w_conditioning(teacher, (0.0, 4.0))
-    with torch.no_grad():
-        plain.net.unet.time_embedding.cond_proj.weight.normal_()
+    plain = moved(cd.add_w_conditioning(teacher, (0.0, 4.0)))
     student = cd.add_negative(plain.copy(), null)  # what is known of w stays
     assert torch.allclose(student(z, t, wanted, 2.0).v, plain(z, t, wanted, 2.0).v, atol=1e-5)
     student = moved(student)
