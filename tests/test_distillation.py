@@ -310,6 +310,74 @@ def test_the_balanced_stage_one_loss_is_the_plain_one_over_1_plus_w_squared():
     torch.testing.assert_close(balanced, plain / (1 + w) ** 2)
 
 
+class Halves(Wave):
+    """Guidance of which a student may see half: v_cond = 0, and v_uncond = -(1, 1)."""
+
+    def forward(self, z, t, cond, w):
+        return torch.where((cond == 3)[:, None], -torch.ones_like(z), torch.zeros_like(z))
+
+
+class SeesHalf(Wave):
+    """A student that gives k w of the half of the guidance that it sees."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    def forward(self, z, t, cond, w):
+        return self.k * w[:, None] * torch.tensor([1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    # The k of the least loss, by hand: (1 + along) / (1 + along / 2). Half of k is delivered.
+    ("along", "best"),
+    [(0.0, 1.0), (1.0, 4 / 3), (3.0, 1.6), (8.0, 1.8)],
+)
+def test_a_student_that_knows_half_of_the_guidance_is_led_to_deliver_more_of_it(along, best):
+    teacher = GuidedDenoiser(Denoiser(Halves(), CosineSchedule()), 3)
+
+    def loss(k):
+        student = Denoiser(SeesHalf(k), CosineSchedule())
+        x, cond = big(64)
+        return stage_one_loss(teacher, (0.0, 4.0), along=along)(
+            student, x.double(), cond, draws(64)
+        ).mean()
+
+    low, middle, high = loss(0.0), loss(1.0), loss(2.0)  # a parabola in k
+    lowest = 1 + (low - high) / (2 * (low - 2 * middle + high))
+    assert float(lowest) == pytest.approx(best, abs=1e-6)
+
+
+def test_a_student_that_is_the_guided_pair_has_none_of_the_extra_loss_either():
+    student, t = Denoiser(GuidedWave(), CosineSchedule()), torch.tensor([0.0, 0.3, 0.8, 1.0])
+    teacher, x, eps = guided_teacher(), noise(1), noise(2)
+    loss = guidance_matching_loss(student, teacher, x, COND, W, t, eps=eps, along=3.0)
+    assert loss.max() < 1e-25
+
+
+class Wrong(Wave):
+    """Any student that is wrong."""
+
+    def forward(self, z, t, cond, w):
+        return torch.ones_like(z)
+
+
+def test_where_there_is_no_guidance_no_error_lies_along_it():
+    teacher, null = guided_teacher(), torch.full((4,), 3)
+    how = dict(x=noise(1), cond=null, w=W, t=at(0.5), eps=noise(2))
+    student = Denoiser(Wrong(), CosineSchedule())
+    plain, more = (
+        guidance_matching_loss(student, teacher, along=along, **how) for along in (0.0, 3.0)
+    )
+    assert plain.min() > 0
+    torch.testing.assert_close(plain, more, rtol=0, atol=0)
+
+
+def test_errors_along_the_guidance_need_a_teacher_that_says_which_way_it_guides():
+    with pytest.raises(ValueError, match="pass a GuidedDenoiser, or leave along=0"):
+        stage_one_loss(Denoiser(GuidedWave(), CosineSchedule()), (0.0, 4.0), along=1.0)
+
+
 def test_without_a_w_range_stage_two_is_plain_progressive_distillation():
     teacher = Denoiser(Wave(), CosineSchedule())
     x, cond = big(8)

@@ -491,6 +491,43 @@ def test_a_student_can_be_trained_with_the_negative_prompt_as_an_input():
     assert student.nfe == 4
 
 
+# ---- which way a teacher guides ---------------------------------------------------------------
+
+
+def test_guidance_is_what_w_1_adds_and_costs_no_evaluation_more():
+    guided = GuidedDenoiser(EXACT, NULL)
+    guided.nfe = 0
+    said, guidance = guided.guidance(Z, T, COND, 2.5)
+    assert guided.nfe == 2
+    assert torch.equal(said.v, guided(Z, T, COND, 2.5).v)
+    close(guidance, CONDITIONAL.v - UNCONDITIONAL.v)
+
+
+@pytest.mark.parametrize(
+    ("rule", "evaluations"),
+    [
+        (partial(rules.autoguidance, weak=Denoiser(Wave(), SCHEDULE)), 2),
+        (partial(rules.projected, eta=0.5, radius=1.0), 2),
+        (rules.zero_star, 2),
+        (rules.interval, 2),
+        (rules.negative_prompt, 2),
+    ],
+)
+def test_every_rule_says_which_way_it_guides_from_one_set_of_predictions(rule, evaluations):
+    guided = GuidedDenoiser(EXACT, NULL, rule)
+    cond = torch.stack([COND, COND.roll(1)], 1) if rule is rules.negative_prompt else COND
+
+    def at(w):
+        return (w, 0.28, 5.42) if rule is rules.interval else w
+
+    guided.nfe = 0
+    said, guidance = guided.guidance(Z, T, cond, at(2.0))
+    assert guided.nfe == evaluations
+    one, none = (guided(Z, T, cond, at(w)).v for w in (1.0, 0.0))
+    close(said.v, guided(Z, T, cond, at(2.0)).v)
+    close(guidance, one - none)
+
+
 # ---- bad input ------------------------------------------------------------------------------
 
 

@@ -94,16 +94,34 @@ class GuidedDenoiser(nn.Module):
 
         Classifier-free guidance costs two evaluations; what another rule costs it says itself.
         """
+        at = self._point(z, t, cond)
+        return self._answer(at, weights(w, z, at.t.flatten()))
+
+    @torch.no_grad()
+    def guidance(self, z: Example, t: Number, cond, w: Weights) -> tuple[Prediction, Example]:
+        """What it says at w, and the v of guidance itself: of w = 1, less that without any.
+
+        A rule that asks its networks the same at every w costs no more than `forward`. Of several
+        strengths it is that of the first, and the others stay as they are.
+        """
+        at = self._point(z, t, cond)._replace(known={})
+        w = weights(w, z, at.t.flatten())
+        one, none = w.clone(), w.clone()
+        one.reshape(len(w), -1)[:, 0], none.reshape(len(w), -1)[:, 0] = 1, 0
+        return self._answer(at, w), self._answer(at, one).v - self._answer(at, none).v
+
+    def _point(self, z: Example, t: Number, cond) -> Point:
         t = per_example(t, z)
-        w = weights(w, z, t)
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        noise = (expand(a, z) for a in (t, alpha, sigma))
-        at = Point(self.denoiser, z, *noise, cond, spread(self.null, cond))
+        noise = (expand(a, z) for a in (t, *self.schedule.alpha_sigma(t)))
+        return Point(self.denoiser, z, *noise, cond, spread(self.null, cond))
+
+    def _answer(self, at: Point, w: Strengths) -> Prediction:
+        z, t = at.z, at.t.flatten()
         each = [expand(one, z) for one in w.unbind(1)] if w.ndim > 1 else [expand(w, z)]
         v = self.rule(at, torch.stack(each) if w.ndim > 1 else each[0])
         if self.rule is not classifier_free:
             self._check(v, z, t)
-        return convert(v, z, alpha, sigma, "v")
+        return convert(v, z, at.alpha.flatten(), at.sigma.flatten(), "v")
 
     def _check(self, v: Tensor, z: Example, t: PerExample) -> None:
         """One sentence about a rule that says what no rule may say."""

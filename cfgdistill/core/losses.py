@@ -65,6 +65,15 @@ def weighted_error(
     return weighting(logsnr) * (pred.v - v).to(logsnr.dtype).square().flatten(1).mean(1)
 
 
+def error_along(
+    pred: Prediction, v: Example, direction: Example, logsnr: PerExample, weighting: Weighting
+) -> PerExample:
+    """The part of `weighted_error` that lies in each example's own direction [b, *d], [b]."""
+    error, direction = ((a.to(logsnr.dtype)).flatten(1) for a in (pred.v - v, direction))
+    length = direction.square().sum(1).clamp_min(torch.finfo(direction.dtype).tiny)
+    return weighting(logsnr) * (error * direction).sum(1).square() / length / error.shape[1]
+
+
 def diffusion_loss(
     denoiser,
     x: Example,

@@ -54,6 +54,7 @@ class Recipe:
     w_max: float = 4.0
     w_power: float = 3.0  # w = w_min + (w_max - w_min) u^w_power; 1 is the paper's uniform w
     balanced: bool = True  # whether both stages divide their losses by (1 + w)^2
+    along: float = 0.0  # errors along the guidance count 1 + this many times in stage one
     w_rate: float = 10.0  # the w projection of stage one learns this many times faster
     time_rate: float = 1.0  # and the layers that time and w then go through, this many
     prediction_type: str = "v"  # what the networks say: "v", "eps" or "x"
@@ -220,22 +221,8 @@ KINDS = {
 SPECIAL = (
     *("autoencoder", "size", "vae_channels", "text_width", "text_length", "t_power", "time_rate"),
     *("patch", "scale_shift", "late_rate", "batch_distill", "attention", "dropout", "warm_up"),
-    *(
-        "open_captions",
-        "negatives",
-        "base",
-        "like",
-        "image",
-        "label",
-        "mirror",
-        "source",
-        "data_free",
-        "entries",
-        "lora",
-        "checkpointing",
-        "eight_bit",
-        "save_every",
-    ),
+    *("open_captions", "negatives", "along", "base", "like", "image", "label", "mirror", "source"),
+    *("data_free", "entries", "lora", "checkpointing", "eight_bit", "save_every"),
 )
 
 # fmt: off

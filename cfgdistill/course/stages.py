@@ -73,7 +73,7 @@ def home(recipe: Recipe, out: str | Path) -> Path:
 TEACHER = ("prediction_type", "t_power", "lora")
 STAGE_ONE = (
     *(*TEACHER, "w_min", "w_max", "w_power", "balanced", "weighting", "pretrained"),
-    "negatives",
+    *("along", "negatives"),
 )
 TWO_STUDENTS = (*TEACHER, "weighting", "pretrained")
 # The weighting of the teacher's loss, under which an error of its network counts everywhere, but
@@ -254,12 +254,14 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
         w_power=recipe.w_power,
         balanced=recipe.balanced,
         weighting=_weighting(recipe),
+        along=recipe.along,
     )
     if recipe.negatives:
         loss = against_others(loss, data.labels, data.null)
     how = {"ema": recipe.ema, "faster": {"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate}}
     optim = _optim(recipe, recipe.stage_one, recipe.student_batch, recipe.rate_one, **how)
     about = {**_taught(recipe, data, known), "w_range": w_range}
+    about |= {"along": recipe.along} if recipe.along else {}
     run = _run(recipe, "stage-one", stage_folder(recipe, out, "stage-one", STAGE_ONE), about)
     _finish(train(student, loss, data, optim, run))
     return student
