@@ -255,6 +255,16 @@ ANSWERS = {
             "the shape should be []": lambda s, c, u: (s - c) / (c - u),
         },
     ),
+    "cautious": (
+        lambda share, k: 1 - (1 - share) / (1 + k * share),
+        {
+            "Project it on d": lambda share, k: (1 + k) / (1 + k * share),
+            "with k = 0": lambda share, k: share,
+            "more than was asked for": lambda share, k: (1 + k) * share,
+            "counted twice": lambda share, k: (1 + k) * share**2 / (1 + k * share),
+            "what is missing": lambda share, k: (1 - share) / (1 + k * share),
+        },
+    ),
     # 04
     "two_in_one": (
         lambda v_1, v_2, z, d: (

@@ -384,6 +384,19 @@ def test_the_first_losses_of_stage_one_are_ordered_as_their_weightings_are(tmp_p
     assert first[1] >= first[2] / 2
 
 
+def test_the_first_errors_of_stage_one_are_along_the_guidance_and_count_as_often_as_told(tmp_path):
+    # A new student ignores w: it is off by w (v_cond - v_uncond), and by nothing else.
+    first = []
+    for along in (0.0, 3.0):
+        recipe = tiny(along=along, rate_one=0.0)
+        stages.train_stage_one(recipe, DATA, tmp_path)
+        card = read_card(stages.stage_folder(recipe, tmp_path, "stage-one", stages.STAGE_ONE))
+        first.append(card["losses"][0])
+    assert first[1] == pytest.approx(4 * first[0], rel=1e-3)  # they are kept rounded
+    assert card["about"]["along"] == 3.0
+    assert (tmp_path / "digits-smoke" / "stage-one-along=3.0").is_dir()
+
+
 def test_without_a_head_start_stage_one_begins_with_weights_of_its_own(own):
     recipe = tiny(pretrained=False, rate_one=0.0)
     student, teacher = stages.train_stage_one(recipe, DATA, own), load(own / "digits-smoke/teacher")

@@ -419,6 +419,23 @@ def delivered(answer) -> str:
 # ---- 04, stage two --------------------------------------------------------------------------
 
 
+def cautious(answer) -> str:
+    """answer(share, k): the delivered share of w if errors along the guidance count 1 + k times."""
+    share, k = torch.tensor([0.5, 0.8, 0.8, 1.0]).double(), torch.tensor([1.0, 0.0, 3.0, 2.0])
+    a = (1 + k) / (1 + k * share)
+    mistakes = {
+        "this is a, the length of the answer beside m's. Project it on d.": a,
+        "that is what least squares delivers, with k = 0. A larger k pays for more.": share,
+        "with k = 3 that is more than was asked for: divide by what the square in a has.": (
+            (1 + k) * share
+        ),
+        "R^2 is counted twice: the projection of m on d is R^2, and not its square.": a * share**2,
+        "this is what is missing. What is delivered?": 1 - a * share,
+    }
+    praise = "It is R^2 with k = 0, and tends to 1 as k grows; with R^2 = 1 it is always 1."
+    return _judge(answer(share, k), a * share, praise, mistakes)
+
+
 def two_in_one(answer) -> str:
     """answer(v_1, v_2, z, d): the v of one step by 2d that equals two by d, from v_1 and v_2."""
     v_1, v_2, z = _random(3, 20, 2)
