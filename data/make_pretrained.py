@@ -166,6 +166,8 @@ def model_card(recipe, shipped: list[str], spent: dict[str, dict]) -> str:
         f"{'yes' * (name in shipped)} |"
         for name, one in spent.items()
     ]
+    told = any(name.startswith("stage-two-negatives") for name in shipped)
+    negative = "; those in stage-two-negatives also what they shall not draw" if told else ""
     return f"""# {recipe.dataset}: models that come with cfgdistill
 
 Trained from scratch with this package, after "On Distillation of Guided Diffusion Models" (Meng et
@@ -181,7 +183,7 @@ file.
 - *Recipe*: {recipe}. The `card.json` in each folder has every entry.
 - *Trained on*: {LICENCES[recipe.dataset]}
 - *Licence of the models*: Apache-2.0, as the package.
-- *Guidance*: students take w in [{recipe.w_min:g}, {recipe.w_max:g}].
+- *Guidance*: students take w in [{recipe.w_min:g}, {recipe.w_max:g}]{negative}.
 - *Results*: the tables in the project's README, from `../results.json`.
 - *Use*: `python -m cfgdistill sample {recipe.dataset}/{first}{asked} --w 1`. Notebooks find them.
 - *Without this package*: `python -m cfgdistill export {recipe.dataset}/{first} --to FOLDER`
