@@ -684,7 +684,7 @@ print(
 
 # %% [markdown]
 # On digits the students that come with the package cost 45 times what their teacher did. Nearly all of that is stage one, whose 25,600 updates buy the obedience that
-# notebook 03 looks for. At the `laptop` profile, if you train here, it is about three and a half times; on CIFAR-10, where stage one was short and the teacher long, 1.3 times.
+# notebook 03 looks for. At the `laptop` profile, if you train here, it is about three and a half times; on CIFAR-10, where the teacher had the longest training of all, 0.9 times.
 # [Salimans & Ho](https://arxiv.org/abs/2202.00512) report that in *their* setting, without guidance, the whole of it takes no more
 # time than training the teacher; there the teacher was trained for hundreds of thousands of updates,
 # ours for 1,300 on digits and 13,000 on CIFAR-10. Three quarters of stage two go to the last three students: a halving to four
@@ -718,8 +718,4 @@ except ValueError as error:
 # for a sampler that adds noise on its way.
 
 # %%
-facts = checkpoints.provenance(
-    notebook="04_stage_two", recipe=recipe.name, seed=seed, data=data.hash[:16], split=data.split
-)
-for key, value in facts.items():
-    print(f"{key}: {value}")
+stages.print_provenance(recipe, data, "04_stage_two")
