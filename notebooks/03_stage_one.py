@@ -703,7 +703,8 @@ print("network evaluations, teacher and student:", two[0]["nfe"], one[0]["nfe"])
 # $d = v_\theta(c) - v_\theta(\varnothing)$ and knows nothing of the rest, which is at right angles to $m$, and that $m$ has the share $R^2$ of the squared length of $d$. Asked for
 # $w\,d$, its best answer is $w\,m$. Projected on $d$ that is $R^2\,w$: *the shortfall is the optimum of the loss*, for a network that does not know everything.
 # Longer training mends it, as it raises $R^2$. There is another way: let the part of the error that lies along $d$ count $1 + k$ times. Then it pays to answer with more than $w\,m$.
-#
+
+# %% [markdown]
 # ### Exercise 5: how cautious? *(further: derive, 10 minutes)*
 #
 # The student answers $a\,w\,m$, with $\lVert m \rVert^2 = R^2$ and $\lVert d \rVert = 1$. Its loss is $\lVert a\,w\,m - w\,d \rVert^2 + k\,\langle a\,w\,m - w\,d,\; d \rangle^2$.
