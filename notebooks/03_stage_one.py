@@ -575,7 +575,7 @@ for name, (w_power, _, balanced) in trials.items():
 # In a short run one has to choose. The paper's rule obeys where $w$ is large, and gives a quarter of guidance to those who asked for none. The more
 # often small $w$ are drawn, the better $w = 0$ is protected, and the less is delivered at $w = 4$. Neither end is the method's fault: with
 # thirty times the updates both come right, and every $w$ from 0.3 on is delivered within 5%. (The paper trains long enough not to meet this.)
-# A student that does not obey wants patience first, and a cleverer weighting after that (section 7 has one, which the `laptop` recipes use).
+# A student that does not obey wants patience first, and a cleverer weighting after that (section 7 has one, which the recipe of CIFAR-10 uses).
 #
 # ## 5. Training
 
