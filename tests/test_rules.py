@@ -497,9 +497,9 @@ def test_a_student_can_be_trained_with_the_negative_prompt_as_an_input():
 def test_guidance_is_what_w_1_adds_and_costs_no_evaluation_more():
     guided = GuidedDenoiser(EXACT, NULL)
     guided.nfe = 0
-    said, guidance = guided.guidance(Z, T, COND, 2.5)
+    v, guidance = guided.guidance(Z, T, COND, 2.5)
     assert guided.nfe == 2
-    assert torch.equal(said.v, guided(Z, T, COND, 2.5).v)
+    assert torch.equal(v, guided(Z, T, COND, 2.5).v)
     close(guidance, CONDITIONAL.v - UNCONDITIONAL.v)
 
 
@@ -521,10 +521,10 @@ def test_every_rule_says_which_way_it_guides_from_one_set_of_predictions(rule, e
         return (w, 0.28, 5.42) if rule is rules.interval else w
 
     guided.nfe = 0
-    said, guidance = guided.guidance(Z, T, cond, at(2.0))
+    v, guidance = guided.guidance(Z, T, cond, at(2.0))
     assert guided.nfe == evaluations
     one, none = (guided(Z, T, cond, at(w)).v for w in (1.0, 0.0))
-    close(said.v, guided(Z, T, cond, at(2.0)).v)
+    close(v, guided(Z, T, cond, at(2.0)).v)
     close(guidance, one - none)
 
 

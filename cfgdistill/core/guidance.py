@@ -94,34 +94,33 @@ class GuidedDenoiser(nn.Module):
 
         Classifier-free guidance costs two evaluations; what another rule costs it says itself.
         """
-        at = self._point(z, t, cond)
-        return self._answer(at, weights(w, z, at.t.flatten()))
+        at, w = self._point(z, t, cond, w)
+        return convert(self._v(at, w), z, at.alpha.flatten(), at.sigma.flatten(), "v")
 
     @torch.no_grad()
-    def guidance(self, z: Example, t: Number, cond, w: Weights) -> tuple[Prediction, Example]:
-        """What it says at w, and the v of guidance itself: of w = 1, less that without any.
+    def guidance(self, z: Example, t: Number, cond, w: Weights) -> tuple[Example, Example]:
+        """The v that it says at w, and that of guidance itself: of w = 1, less that without any.
 
         A rule that asks its networks the same at every w costs no more than `forward`. Of several
         strengths it is that of the first, and the others stay as they are.
         """
-        at = self._point(z, t, cond)._replace(known={})
-        w = weights(w, z, at.t.flatten())
+        at, w = self._point(z, t, cond, w)
+        at = at._replace(known={})
         one, none = w.clone(), w.clone()
         one.reshape(len(w), -1)[:, 0], none.reshape(len(w), -1)[:, 0] = 1, 0
-        return self._answer(at, w), self._answer(at, one).v - self._answer(at, none).v
+        return self._v(at, w), self._v(at, one) - self._v(at, none)
 
-    def _point(self, z: Example, t: Number, cond) -> Point:
+    def _point(self, z: Example, t: Number, cond, w: Weights) -> tuple[Point, Strengths]:
         t = per_example(t, z)
         noise = (expand(a, z) for a in (t, *self.schedule.alpha_sigma(t)))
-        return Point(self.denoiser, z, *noise, cond, spread(self.null, cond))
+        return Point(self.denoiser, z, *noise, cond, spread(self.null, cond)), weights(w, z, t)
 
-    def _answer(self, at: Point, w: Strengths) -> Prediction:
-        z, t = at.z, at.t.flatten()
-        each = [expand(one, z) for one in w.unbind(1)] if w.ndim > 1 else [expand(w, z)]
+    def _v(self, at: Point, w: Strengths) -> Example:
+        each = [expand(one, at.z) for one in w.unbind(1)] if w.ndim > 1 else [expand(w, at.z)]
         v = self.rule(at, torch.stack(each) if w.ndim > 1 else each[0])
         if self.rule is not classifier_free:
-            self._check(v, z, t)
-        return convert(v, z, at.alpha.flatten(), at.sigma.flatten(), "v")
+            self._check(v, at.z, at.t.flatten())
+        return v
 
     def _check(self, v: Tensor, z: Example, t: PerExample) -> None:
         """One sentence about a rule that says what no rule may say."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from cfgdistill.core.denoiser import ranges
 from cfgdistill.core.guidance import drop_condition
 from cfgdistill.core.parameterization import Prediction
+from cfgdistill.core.rules import part_along
 from cfgdistill.core.schedules import Example, Number, PerExample, expand, per_example
 
 Weighting = Callable[[PerExample], PerExample]
@@ -58,20 +59,23 @@ def can_be_balanced(w_range: Sequence | None, balanced: bool) -> None:
 
 
 def weighted_error(
-    pred: Prediction, v: Example, logsnr: PerExample, weighting: Weighting
+    pred: Prediction,
+    v: Example,
+    logsnr: PerExample,
+    weighting: Weighting,
+    direction: Example | None = None,
+    along: float = 0.0,
 ) -> PerExample:
-    """omega(logsnr) ||x - x_target||^2, averaged over an example's dimensions, [b]."""
+    """omega(logsnr) ||x - x_target||^2, averaged over an example's dimensions, [b].
+
+    The part of each example's error that lies in its own `direction` counts 1 + along times.
+    """
     # In the precision of logsnr, which is never half: squares would leave its range.
-    return weighting(logsnr) * (pred.v - v).to(logsnr.dtype).square().flatten(1).mean(1)
-
-
-def error_along(
-    pred: Prediction, v: Example, direction: Example, logsnr: PerExample, weighting: Weighting
-) -> PerExample:
-    """The part of `weighted_error` that lies in each example's own direction [b, *d], [b]."""
-    error, direction = ((a.to(logsnr.dtype)).flatten(1) for a in (pred.v - v, direction))
-    length = direction.square().sum(1).clamp_min(torch.finfo(direction.dtype).tiny)
-    return weighting(logsnr) * (error * direction).sum(1).square() / length / error.shape[1]
+    error = (pred.v - v).to(logsnr.dtype)
+    squares = error.square()
+    if direction is not None:
+        squares = squares + along * part_along(error, direction.to(error.dtype)).square()
+    return weighting(logsnr) * squares.flatten(1).mean(1)
 
 
 def diffusion_loss(

@@ -48,21 +48,22 @@ class Point(NamedTuple):
         One call on a larger batch is faster than several calls, and it is several evaluations. A
         denoiser that takes a weight is asked at w = 0, where it is the conditional model itself.
         """
-        model, n = self.denoiser if by is None else by, len(conds)
+        if self.known is None or torch.is_grad_enabled():  # a graph is used once
+            return self._ask(conds, by)
         asked = (self.z, self.t, *tree_leaves(conds))
-        key = (model, *((a.data_ptr(), a.shape, a.stride()) for a in asked))
-        known = None if torch.is_grad_enabled() else self.known  # a graph is used once
-        if known and key in known:
-            return known[key][1]
+        key = (by, *((a.data_ptr(), a.shape, a.stride()) for a in asked))
+        if key not in self.known:  # as long as `asked` is kept, its memory is nobody else's
+            self.known[key] = (asked, self._ask(conds, by))
+        return self.known[key][1]
+
+    def _ask(self, conds: tuple, by) -> list[Prediction]:
+        model, n = self.denoiser if by is None else by, len(conds)
         z, t = torch.cat([self.z] * n), torch.cat([self.t.flatten()] * n)
         cond = tree_map(lambda *parts: torch.cat([self._precise(part) for part in parts]), *conds)
         w = None if getattr(model, "w_range", None) is None else 0.0
         said = model(z, t, cond, w)
         self.count(n - (by is None))
-        each = [Prediction(*parts) for parts in zip(*(a.chunk(n) for a in said), strict=True)]
-        if known is not None:
-            known[key] = (asked, each)  # as long as these are kept, their memory is nobody else's
-        return each
+        return [Prediction(*parts) for parts in zip(*(a.chunk(n) for a in said), strict=True)]
 
     def _precise(self, a: Tensor) -> Tensor:
         """Embeddings at z's precision or above: autocast to bfloat16 refuses float16 in `cat`."""
@@ -121,7 +122,7 @@ def projected(at: Point, w: Tensor, *, eta: float = 0.0, radius: float = math.in
     cond, null = at.predict(at.cond, at.null)
     d = cond.v - null.v
     d = d * (radius / _norm(at.sigma * d)).clamp(max=1.0)
-    return cond.v + w * (d - (1 - eta) * _along(d, cond.x))
+    return cond.v + w * (d - (1 - eta) * part_along(d, cond.x))
 
 
 def zero_star(at: Point, w: Tensor) -> Example:
@@ -131,7 +132,7 @@ def zero_star(at: Point, w: Tensor) -> Example:
     schedule of the sampler.
     """
     cond, null = at.predict(at.cond, at.null)
-    return guide(cond.v, _along(cond.v, null.v), w)
+    return guide(cond.v, part_along(cond.v, null.v), w)
 
 
 def rescaled(at: Point, w: Tensor, *, phi: float = 0.7) -> Example:
@@ -259,7 +260,7 @@ def _norm(a: Example) -> Tensor:
     return _inner(a, a).sqrt()
 
 
-def _along(a: Example, b: Example) -> Example:
+def part_along(a: Example, b: Example) -> Example:
     """The part of a along b: <a, b> / ||b||^2 b."""
     return _inner(a, b) / _inner(b, b).clamp_min(1e-12) * b
 

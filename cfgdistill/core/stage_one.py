@@ -11,7 +11,6 @@ from cfgdistill.core.losses import (
     balance,
     beside,
     can_be_balanced,
-    error_along,
     snr_plus_one,
     weighted_error,
 )
@@ -52,17 +51,12 @@ def guidance_matching_loss(
     refuse_steps(teacher)
     t, teacher = per_example(t, x), beside(teacher, x)
     z = teacher.schedule.add_noise(x, torch.randn_like(x) if eps is None else eps, t)
-    logsnr, direction = teacher.schedule.logsnr(t), None
     with torch.no_grad():
-        if along:
-            target, direction = teacher.guidance(z, t, cond, w)
-        else:
-            target = teacher(z, t, cond, w)
-    pred = student(z, t, cond, w)
-    losses = weighted_error(pred, target.v, logsnr, weighting)
-    if along:
-        losses = losses + along * error_along(pred, target.v, direction, logsnr, weighting)
-    return losses
+        v, direction = (
+            teacher.guidance(z, t, cond, w) if along else (teacher(z, t, cond, w).v, None)
+        )
+    logsnr = teacher.schedule.logsnr(t)
+    return weighted_error(student(z, t, cond, w), v, logsnr, weighting, direction, along)
 
 
 def stage_one_loss(

@@ -416,9 +416,6 @@ def delivered(answer) -> str:
     return _judge(answer(v_student, v_cond, v_uncond), 1.7, "It is a projection.", mistakes)
 
 
-# ---- 04, stage two --------------------------------------------------------------------------
-
-
 def cautious(answer) -> str:
     """answer(share, k): the delivered share of w if errors along the guidance count 1 + k times."""
     share, k = torch.tensor([0.5, 0.8, 0.8, 1.0]).double(), torch.tensor([1.0, 0.0, 3.0, 2.0])
@@ -434,6 +431,9 @@ def cautious(answer) -> str:
     }
     praise = "It is R^2 with k = 0, and tends to 1 as k grows; with R^2 = 1 it is always 1."
     return _judge(answer(share, k), a * share, praise, mistakes)
+
+
+# ---- 04, stage two --------------------------------------------------------------------------
 
 
 def two_in_one(answer) -> str:

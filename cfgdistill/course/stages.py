@@ -261,7 +261,7 @@ def train_stage_one(recipe: Recipe, data: Data, out: str | Path) -> Denoiser:
     how = {"ema": recipe.ema, "faster": {"cond_proj": recipe.w_rate, "time_emb": recipe.time_rate}}
     optim = _optim(recipe, recipe.stage_one, recipe.student_batch, recipe.rate_one, **how)
     about = {**_taught(recipe, data, known), "w_range": w_range}
-    about |= {"along": recipe.along} if recipe.along else {}
+    about |= {"along": recipe.along} if recipe.along else {}  # cards without it are of 0
     run = _run(recipe, "stage-one", stage_folder(recipe, out, "stage-one", STAGE_ONE), about)
     _finish(train(student, loss, data, optim, run))
     return student
